@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import textwrap
 import warnings
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -99,7 +100,10 @@ def _load_mobilenet(
             "install them with 'pip install -r requirements.txt'"
         ) from error
 
-    way_out = "pass weights='imagenet' for Keras's own download"
+    way_out = (
+        "weights='imagenet' (--weights imagenet) takes Keras's own download, and fetches it anew "
+        "if its file is deleted"
+    )
     if weights == "imagenet":
         file_name = WEIGHTS_URL.rpartition("/")[2]
         cache = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
@@ -115,7 +119,7 @@ def _load_mobilenet(
             ) from error
         way_out = "delete it and Keras fetches it anew"
     elif weights is not None and not os.path.isfile(weights):
-        raise FileNotFoundError(f"no weights file {os.fspath(weights)!r}; {way_out}")
+        raise FileNotFoundError(f"no weights file {os.fspath(weights)!r}: check the path")
 
     data_format = keras.config.image_data_format()
     keras.config.set_image_data_format("channels_last")  # a user's keras.json may differ
@@ -131,7 +135,7 @@ def _load_mobilenet(
         except Exception as error:  # h5py and Keras raise OSError, KeyError, ValueError, ...
             raise ValueError(
                 f"weights file {os.fspath(weights)!r} is damaged or of another network "
-                f"({_reason(error)}); {way_out}"
+                f"({textwrap.shorten(_reason(error), 200, placeholder=' ...')}): {way_out}"
             ) from error
     return network
 

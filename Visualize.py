@@ -192,7 +192,8 @@ class Visualize:
         mosaic = _mosaic(tiles, flat, square, max(k, 1))
         dpi = math.ceil(max(mosaic.shape / room))
 
-        colors = matplotlib.colormaps[self.cmap](np.linspace(0, 1, 256), bytes=True)[:, :3]
+        # Rounded here, since matplotlib's own conversion to bytes cuts off: 113.99… to 113.
+        colors = np.rint(matplotlib.colormaps[self.cmap](np.linspace(0, 1, 256)) * 255)[:, :3]
         colors = np.vstack([colors, *([shade] * 3 for shade in SHADES)]).astype(np.uint8)
         if (colors == colors[:, :1]).all():
             colors = colors[:, 0]  # a grey picture is a third of the bytes and of the work
@@ -254,7 +255,7 @@ def _page(
     scale: str,
 ) -> Image.Image:
     """Draw the paper and the rulers around a mosaic of that height and width in pixels."""
-    figure = Figure(figsize, dpi)
+    figure = Figure(figsize, dpi, facecolor="white")
     label = {**TEXT, "size": 8, "transform": figure.dpi_scale_trans}
     left, top = LEFT, figsize[1] - TOP
     down, across = np.divide(mosaic, columns * dpi)
@@ -275,7 +276,7 @@ def _header(
     width: float, dpi: int, title: str, bound: float | None, colors: np.ndarray
 ) -> Image.Image:
     """Draw the title and, for one scale from -bound to bound, its colourbar."""
-    figure = Figure((width, HEADER), dpi)
+    figure = Figure((width, HEADER), dpi, facecolor="white")
     label = {**TEXT, "size": 8, "transform": figure.dpi_scale_trans}
     figure.text(LEFT, HEADER / 2, title, va="center_baseline", **{**label, "size": 13})
     if bound is None:
@@ -447,7 +448,11 @@ def _run(
         print("Loading MobileNet ...", file=stderr)
     # Keras draws the bar of its download on stdout, which is for the result alone.
     with contextlib.redirect_stdout(sys.stderr if no_bar else stderr):
-        model = Simple_Model(weights)
+        try:
+            model = Simple_Model(weights)
+        except ValueError as error:  # a damaged file: Keras's, or one that the user passed
+            _complain(error, stderr)
+            return 1 if weights == "imagenet" else 2
 
     output_dir = visualize.output_dir
     grids, drawn = 0, []

@@ -1,0 +1,195 @@
+"""The command line as a person meets it: what it prints, where, and its exit status."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, SAMPLE
+from PIL import Image
+from test_model import LAYERS
+
+NAMES = {f"{name}.png" for name, _, _ in LAYERS}
+# Stands in for a Keras that must not be loaded, or cannot be.
+FAKES = {
+    "unwanted": "raise SystemExit('Keras was loaded')",
+    "broken": "import os; os.write(2, b'native line\\n'); raise ImportError('no\\nruntime')",
+    "invalid": "import os; os.write(2, b'native line\\n'); raise ValueError('size changed')",
+    "aborting": "import os; os.write(2, b'native line\\n'); os.abort()",
+    "interrupted": "import os, signal; os.write(2, b'native line\\n'); "
+    "os.kill(os.getpid(), signal.SIGINT)",
+}
+
+
+def visualize(*arguments, keras=None, tmp_path=None, **environment):
+    """Run the command; `keras` is the stand-in to run it with."""
+    if keras:
+        (tmp_path / "keras.py").write_text(FAKES[keras])
+        environment["PYTHONPATH"] = str(tmp_path)
+    return subprocess.run(
+        [sys.executable, ROOT / "Visualize.py", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_main_job(tmp_path, pretrained):
+    done = visualize("--image_path", SAMPLE, "--output_dir", tmp_path / "new")
+    assert done.returncode == 0
+    assert done.stdout == f"26 grids of sample.jpg saved in {tmp_path / 'new'}\n"
+    assert done.stderr == "Loading MobileNet ...\n"
+    assert {path.name for path in (tmp_path / "new").iterdir()} == NAMES
+    for path in (tmp_path / "new").iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.text["Source"] == "sample.jpg"
+            assert "weights: imagenet" in picture.text["Description"]
+
+
+def test_many_pictures_one_of_them_bad(tmp_path):
+    Image.open(SAMPLE).rotate(90).save(tmp_path / "turned.png")
+    (tmp_path / "cut.jpg").write_bytes(SAMPLE.read_bytes()[:5000])
+    out = tmp_path / "out"
+    pictures = (SAMPLE, tmp_path / "cut.jpg", tmp_path / "turned.png")
+    done = visualize("--image_path", *pictures, "--output_dir", out, "--weights", "none")
+    assert done.returncode == 2
+    assert done.stdout == f"52 grids of 2 pictures saved in folders of {out}\n"
+    error, loading = done.stderr.splitlines()
+    assert error.startswith("Visualize.py: error: ")
+    assert "cut.jpg" in error
+    assert loading == "Loading MobileNet ..."
+    assert {path.name for path in out.iterdir()} == {"sample", "turned"}
+    for folder in out.iterdir():
+        assert {path.name for path in folder.iterdir()} == NAMES
+    with Image.open(out / "turned" / "conv_pw_3.png") as picture:
+        assert picture.text["Source"] == "turned.png"
+        assert "untrained" in picture.text["Title"]
+    sample, turned = (Image.open(out / name / "conv_dw_1.png") for name in ("sample", "turned"))
+    assert not np.array_equal(sample, turned)
+
+
+def test_quiet(tmp_path):
+    done = visualize(
+        "--image_path", SAMPLE, "--output_dir", tmp_path, "--weights", "none", "--quiet"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_a_bar_on_a_terminal(tmp_path):
+    command = [sys.executable, ROOT / "Visualize.py", "--image_path", SAMPLE]
+    options = ["--output_dir", tmp_path, "--weights", "none"]
+    reader, terminal = os.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    running = subprocess.Popen([*command, *options], stderr=terminal, env=environment)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's way to say that the terminal has been left
+        while part := os.read(reader, 4096):
+            shown += part
+    os.close(reader)
+    assert running.wait() == 0
+    shown = shown.decode()
+    assert shown.startswith("Loading MobileNet ...")
+    assert "sample.jpg" in shown
+    assert shown.rstrip().endswith("\x1b[2K")  # the bar is taken away
+    assert "\x1b[?25h" in shown  # and the cursor is back
+    assert "oneDNN" not in shown
+
+
+def test_help_is_fast_and_complete(tmp_path):
+    done = visualize("--help", keras="unwanted", tmp_path=tmp_path)
+    assert done.returncode == 0
+    for option in ("image_path", "output_dir", "weights", "scale", "cmap", "quiet"):
+        assert f"--{option}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: --image_path"),
+        (["--image_path", "nothing.jpg"], "no picture 'nothing.jpg': check the path"),
+        (["--image_path", str(ROOT)], "is a folder"),
+        (["--image_path", __file__], "is not a picture"),
+        (["--image_path", "nothing.jpg", __file__], None),
+        (["--image_path", str(SAMPLE), str(SAMPLE)], "would share the folder"),
+        (["--image_path", "a/Bird.jpg", "b/bird.png"], "'a/Bird.jpg' and 'b/bird.png' would share"),
+        (["--image_path", str(SAMPLE), "--cmap", "virdis"], "did you mean viridis"),
+        (["--image_path", str(SAMPLE), "--scale", "big"], "invalid choice: 'big'"),
+        (["--image_path", str(SAMPLE), "--weights", "no.h5"], "no weights file 'no.h5'"),
+        (["--image_path", str(SAMPLE), "--output_dir", __file__], "is not a folder"),
+        (["--image_path", str(SAMPLE), "--output_dir", f"{__file__}/x"], "is not a folder"),
+    ],
+)
+def test_mistakes_are_told_before_keras_is_loaded(tmp_path, arguments, message):
+    if "--output_dir" not in arguments:
+        arguments = [*arguments, "--output_dir", str(tmp_path / "out")]
+    done = visualize(*arguments, keras="unwanted", tmp_path=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("Visualize.py: error: ") for line in lines)
+    assert len(lines) == (1 if message else 2)
+    assert (message or "") in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_weights(tmp_path):
+    (tmp_path / "damaged.h5").write_text("no weights")
+    options = ["--weights", tmp_path / "damaged.h5", "--output_dir", tmp_path / "out"]
+    done = visualize("--image_path", SAMPLE, *options)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1].startswith("Visualize.py: error: weights file '")
+    assert "damaged.h5" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_weights_in_the_cache(tmp_path):
+    cached = tmp_path / "models" / "mobilenet_1_0_224_tf_no_top.h5"
+    cached.parent.mkdir()
+    cached.write_text("half a download")
+    done = visualize("--image_path", SAMPLE, KERAS_HOME=str(tmp_path))
+    assert done.returncode == 1
+    _, error = done.stderr.splitlines()
+    assert str(cached) in error
+    assert error.endswith("delete it and Keras fetches it anew")
+
+
+def test_offline_with_an_empty_cache(tmp_path):
+    proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    done = visualize("--image_path", SAMPLE, KERAS_HOME=str(tmp_path), **proxy)
+    assert done.returncode == 1
+    _, error = done.stderr.splitlines()
+    assert "cannot download https://storage.googleapis.com/" in error
+    assert str(tmp_path / "models") in error
+    assert "--weights FILE" in error
+    assert "--weights none" in error
+
+
+@pytest.mark.parametrize(
+    ("keras", "status", "error"),
+    [
+        ("broken", 1, "cannot load Keras and TensorFlow: no runtime; install them"),
+        ("invalid", 1, "cannot load Keras and TensorFlow: size changed; install them"),
+        ("aborting", -6, None),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="exit statuses of POSIX")
+def test_messages_of_a_failed_load_are_not_lost(tmp_path, keras, status, error):
+    done = visualize("--image_path", SAMPLE, keras=keras, tmp_path=tmp_path)
+    assert done.returncode == status
+    lines = done.stderr.splitlines()
+    assert lines[:2] == ["Loading MobileNet ...", "native line"]
+    if error:
+        assert len(lines) == 3
+        assert lines[2].startswith(f"Visualize.py: error: {error}")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_interrupt_is_quiet(tmp_path):
+    done = visualize("--image_path", SAMPLE, keras="interrupted", tmp_path=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Loading MobileNet ...\n")
