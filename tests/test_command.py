@@ -19,7 +19,7 @@ FAKES = {
     "invalid": "import os; os.write(2, b'native line\\n'); raise ValueError('size changed')",
     "aborting": "import os; os.write(2, b'native line\\n'); os.abort()",
     "interrupted": "import os, signal; os.write(2, b'native line\\n'); "
-    "os.kill(os.getpid(), signal.SIGINT)",
+    "os.killpg(0, signal.SIGINT)",  # as a terminal does
 }
 
 
@@ -33,6 +33,7 @@ def visualize(*arguments, keras=None, tmp_path=None, **environment):
         env=os.environ | environment,
         capture_output=True,
         text=True,
+        start_new_session=True,  # its process group is not that of the tests
     )
 
 
@@ -79,7 +80,10 @@ def test_quiet(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
-def test_a_bar_on_a_terminal(tmp_path):
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_bar_on_a_terminal(tmp_path, fails):
+    if fails:
+        (tmp_path / "conv_dw_5.png").mkdir()  # where no picture can be moved to
     command = [sys.executable, ROOT / "Visualize.py", "--image_path", SAMPLE]
     options = ["--output_dir", tmp_path, "--weights", "none"]
     reader, terminal = os.openpty()
@@ -91,13 +95,16 @@ def test_a_bar_on_a_terminal(tmp_path):
         while part := os.read(reader, 4096):
             shown += part
     os.close(reader)
-    assert running.wait() == 0
-    shown = shown.decode()
+    assert running.wait() == fails
+    shown, _, error = shown.decode().rpartition("\x1b[2K")  # the bar is taken away
     assert shown.startswith("Loading MobileNet ...")
     assert "sample.jpg" in shown
-    assert shown.rstrip().endswith("\x1b[2K")  # the bar is taken away
     assert "\x1b[?25h" in shown  # and the cursor is back
-    assert "oneDNN" not in shown
+    if fails:
+        assert error.startswith("Visualize.py: error: cannot write '")
+        assert error.endswith("conv_dw_5.png': Is a directory\r\n")
+    else:
+        assert error == ""
 
 
 def test_help_is_fast_and_complete(tmp_path):

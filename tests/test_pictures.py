@@ -3,6 +3,7 @@
 import contextlib
 import io
 import random
+import struct
 
 import numpy as np
 import pytest
@@ -136,6 +137,15 @@ def test_first_frame_of_an_animation():
     for kind in ("GIF", "PNG", "TIFF", "WEBP"):
         file = saved(frames[0], kind, save_all=True, append_images=frames[1:])
         np.testing.assert_allclose(read_picture(file).getpixel((0, 0)), (255, 0, 0), atol=2)
+
+
+def test_a_decoder_that_closes_its_file():
+    """Pillow's reader of FTEX textures does; the caller's file stays open."""
+    header = struct.pack("<4s7i", b"FTEX", 0, 2, 1, 1, 1, 1, 32)
+    file = io.BytesIO(header + struct.pack("<i", 6) + bytes([1, 2, 3, 4, 5, 6]))
+    for _ in range(2):
+        np.testing.assert_array_equal(read_picture(file), [[(1, 2, 3), (4, 5, 6)]])
+    assert not file.closed
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000)])

@@ -120,11 +120,15 @@ def test_two_swapped_channels_change_the_picture(tmp_path):
 
 
 def test_spare_cells_are_paper(tmp_path):
-    fmap = random_maps(channels=5)
-    pixels = np.asarray(Image.open(Visualize(tmp_path).proccess_each_feature_map(4, fmap)))
-    lines = np.flatnonzero(pixels[len(pixels) // 3] == module.SHADES[1])
-    below, right = len(pixels) * 0.53, lines[0] + (len(pixels) - lines[0]) // 3
-    assert (pixels[int(below) : int(len(pixels) * 0.97), right:] == 255).all()
+    path = Visualize(tmp_path).proccess_each_feature_map(4, random_maps(channels=5))
+    pixels = np.asarray(Image.open(path))
+    dpi = len(pixels) / 10
+    left, top, bottom = (round(x * dpi) for x in (module.LEFT, module.TOP, 10 - module.BOTTOM))
+    pitch = (np.flatnonzero(pixels[top] == module.SHADES[1])[-1] - left) // 4
+    assert (pixels[top + pitch + 1 : bottom, left + pitch + 1 :] == 255).all()
+    assert (pixels[top + 2 * pitch + 1 : bottom, left:] == 255).all()
+    assert (pixels[top : top + pitch, left] == module.SHADES[1]).all()  # frames of the tiles
+    assert (pixels[top : top + 2 * pitch, left + pitch] == module.SHADES[1]).all()
 
 
 @pytest.mark.parametrize("scale", ["channel", "layer"])
