@@ -443,11 +443,11 @@ def _run(
     from rich.progress import track
 
     console = Console(file=stderr, force_terminal=stderr.isatty())
-    no_bar = quiet or not console.is_interactive
+    console.quiet = quiet or not console.is_interactive
     if not quiet:
         print("Loading MobileNet ...", file=stderr)
     # Keras draws the bar of its download on stdout, which is for the result alone.
-    with contextlib.redirect_stdout(sys.stderr if no_bar else stderr):
+    with contextlib.redirect_stdout(sys.stderr if console.quiet else stderr):
         try:
             model = Simple_Model(weights)
         except ValueError as error:  # a damaged file: Keras's, or one that the user passed
@@ -464,7 +464,9 @@ def _run(
             continue
         name = os.path.basename(path)
         visualize.source, visualize.output_dir = name, folders[path]
-        bar = track(feature_maps, escape(name), console=console, transient=True, disable=no_bar)
+        bar = track(
+            feature_maps, escape(name), console=console, transient=True, disable=console.quiet
+        )
         with contextlib.closing(bar):  # it hides the cursor, also when the drawing fails
             grids += len(visualize.show_each_feature_map(bar))
         drawn.append(name)

@@ -19,7 +19,7 @@ PRINTED = [
 ]
 
 
-@pytest.mark.parametrize(("example", "printed"), zip(EXAMPLES, PRINTED, strict=True))
+@pytest.mark.parametrize(("example", "printed"), list(zip(EXAMPLES, PRINTED, strict=True)))
 def test_examples_run_as_scripts(tmp_path, pretrained, example, printed):
     shutil.copy(SAMPLE, tmp_path)
     (tmp_path / "script.py").write_text(example)
