@@ -69,7 +69,7 @@ class Simple_Model:
         """Compute the 26 feature maps of one picture.
 
         Args:
-            img_path: a path, or a binary file object, which is left open.
+            img_path: a path, or a binary file object, read from its start and left open.
 
         Returns:
             26 float32 arrays of shape (1, H, W, C), in the order of `output_layers`: from
@@ -100,26 +100,25 @@ def _load_mobilenet(
             "install them with 'pip install -r requirements.txt'"
         ) from error
 
-    way_out = (
-        "weights='imagenet' (--weights imagenet) takes Keras's own download, and fetches it anew "
-        "if its file is deleted"
-    )
+    way_out = "take weights='imagenet' (--weights imagenet), which Keras fetches anew once deleted"
     if weights == "imagenet":
-        file_name = WEIGHTS_URL.rpartition("/")[2]
+        name = WEIGHTS_URL.rpartition("/")[2]
         cache = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
-        folder = os.path.join(cache, "models")
-        try:
-            # The call that MobileNet(weights="imagenet") makes; made here to know the path.
-            weights = keras.utils.get_file(file_name, WEIGHTS_URL, cache_subdir="models")
-        except Exception as error:  # a bare one, whose context tells the reason
-            raise OSError(
-                f"cannot download {WEIGHTS_URL} ({_reason(error.__context__ or error)}): put that "
-                f"file into {folder!r}, or pass weights=FILE (--weights FILE), or weights=None "
-                "(--weights none) for the untrained network"
-            ) from error
+        weights = os.path.join(cache, "models", name)
         way_out = "delete it and Keras fetches it anew"
-    elif weights is not None and not os.path.isfile(weights):
-        raise FileNotFoundError(f"no weights file {os.fspath(weights)!r}: check the path")
+        # MobileNet(weights="imagenet") would not say which file it reads, nor would it look into
+        # a cache that cannot be written to, such as one that a class shares.
+        if not os.path.isfile(weights):
+            try:
+                weights = keras.utils.get_file(name, WEIGHTS_URL, cache_subdir="models")
+            except Exception as error:  # a bare one, whose context tells the reason
+                raise OSError(
+                    f"cannot download {WEIGHTS_URL} ({_reason(error.__context__ or error)}): save "
+                    f"that file as {weights!r}, or pass weights=FILE (--weights FILE), or "
+                    "weights=None (--weights none) for the untrained network"
+                ) from error
+    if weights is not None:
+        check_weights(weights)
 
     data_format = keras.config.image_data_format()
     keras.config.set_image_data_format("channels_last")  # a user's keras.json may differ
@@ -140,6 +139,18 @@ def _load_mobilenet(
     return network
 
 
+def check_weights(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError that says why, if a weights file cannot be opened."""
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"cannot read weights file {os.fspath(path)!r} ({error.strerror}): name another file, "
+            "imagenet or none"
+        ) from error
+
+
 def read_picture(img_path: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     """Read a picture as a person sees it: upright, over white, in 8-bit RGB.
 
@@ -147,15 +158,18 @@ def read_picture(img_path: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     range where the format has none. Of an animation or several pages, the first is taken.
 
     Args:
-        img_path: a path, or a binary file object, which is left open.
+        img_path: a path, or a binary file object, read from its start and left open.
 
     Raises:
+        TypeError: neither of these.
         OSError: the file is not there, is a folder, is no picture, or ends too early.
         ValueError: it is damaged, has more pixels than Pillow's limit
             (`PIL.Image.MAX_IMAGE_PIXELS`), or is not supported by this Pillow.
     """
-    if isinstance(img_path, (str, bytes, os.PathLike)):
+    if isinstance(img_path, (str, os.PathLike)):
         name, source = repr(os.fspath(img_path)), img_path
+    elif not hasattr(img_path, "read"):
+        raise TypeError(f"a picture is a path or a binary file object, not {type(img_path)}")
     else:  # a copy, since some of Pillow's decoders close the file that they are given
         name = repr(getattr(img_path, "name", img_path))
         if img_path.seekable():
@@ -173,7 +187,10 @@ def read_picture(img_path: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         except IsADirectoryError as error:
             raise IsADirectoryError(f"{name} is a folder: name the pictures in it") from error
         except Image.UnidentifiedImageError as error:
-            hint = "".join(f" ({hint.message})" for hint in hints[-1:])
+            # Pillow warns where it knows the format, but was built without it.
+            hint = "".join(
+                f" ({hint.message})" for hint in hints if "not installed" in str(hint.message)
+            )
             raise OSError(
                 f"{name} is not a picture that Pillow knows{hint}: convert it to PNG or JPEG"
             ) from error

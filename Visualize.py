@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
+if __name__ == "__main__":
+    import signal
+
+    # Ctrl-C during the imports ends the program without a traceback, as it does later.
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Notebooks and configuration files may name others, which are not installed here.
+    os.environ.update(MPLBACKEND="agg", KERAS_BACKEND="tensorflow")
+
 import argparse
 import contextlib
 import difflib
 import functools
 import math
-import os
+import re
 import secrets
 import subprocess
 import sys
@@ -17,12 +27,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-if __name__ == "__main__":
-    # Ctrl-C during the imports below ends the program without a traceback, as it does later.
-    import signal
-
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,7 +34,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from Model import Simple_Model, read_picture
+from Model import Simple_Model, check_weights, read_picture
 
 # The page around the tiles, in inches, and the paper between them, in pixels.
 LEFT, RIGHT, TOP, BOTTOM = 0.45, 0.32, 0.56, 0.2
@@ -71,21 +75,24 @@ class Visualize:
 
         Args:
             output_dir: the folder for the pictures, made when the first one is saved.
-            figsize: width and height of a picture, in inches, at up to 150 pixels per inch.
+            figsize: width (10 at least) and height of a picture, in inches of up to 150 pixels,
+                or of more if an activation would else get less than a pixel.
             scale: "channel", each channel over its own range, or "layer", all of a layer's
                 channels over one range, symmetric about zero.
-            cmap: a matplotlib colormap; None is "gray", or "coolwarm" with scale="layer".
+            cmap: the name of a matplotlib colormap; None is "gray", or with scale="layer"
+                "coolwarm".
             source: the input picture's file name, for the metadata.
             weights: as given to `Simple_Model`, for the metadata; None says "untrained".
 
         Raises:
-            ValueError: an unknown scale or colormap, or a figsize of an inch or less.
+            ValueError: an unknown scale or colormap, or a figsize without room for the title.
         """
         if scale not in SCALES:
             raise ValueError(f"unknown scale {scale!r}: choose from {', '.join(SCALES)}")
-        if min(figsize) <= 1:
-            raise ValueError(f"figsize {figsize} leaves no room: it is in inches, over 1 each")
-        cmap = cmap or {"channel": "gray", "layer": "coolwarm"}[scale]
+        if figsize[0] < 10 or figsize[1] < 2:
+            raise ValueError(f"figsize {figsize} has no room for the title: 10×2 inches at least")
+        if cmap is None:
+            cmap = {"channel": "gray", "layer": "coolwarm"}[scale]
         if cmap not in matplotlib.colormaps:
             near = difflib.get_close_matches(cmap, matplotlib.colormaps, cutoff=0.4)
             raise ValueError(
@@ -119,7 +126,7 @@ class Visualize:
         with ThreadPoolExecutor(max_workers=2) as encoders:
             for index, fmap in enumerate(feature_maps):
                 self.layer_num, self.layer_type = index // 2 + 1, ("dw", "pw")[index % 2]
-                picture = self._draw(math.ceil(math.sqrt(fmap.shape[-1])), fmap)
+                picture = self._draw(math.ceil(math.sqrt(np.shape(fmap)[-1])), fmap)
                 saves.append(encoders.submit(_save, *picture))
                 paths.append(picture[0])
                 if len(saves) > 4:  # bounds the memory, and tells early of a full disk
@@ -152,18 +159,21 @@ class Visualize:
 
     def _draw(self, square: int, fmap: np.ndarray) -> tuple[Path, Image.Image, PngInfo, int]:
         layer = f"conv_{self.layer_type}_{self.layer_num}"
-        fmap = np.asarray(fmap)
+        square, fmap = int(square), np.asarray(fmap)
         if fmap.ndim != 4 or fmap.shape[0] != 1 or not fmap.size:
             raise ValueError(f"{layer}: the shape must be (1, H, W, C), not {fmap.shape}")
         _, height, width, channels = fmap.shape
-        if square**2 < channels:
+        if square < 1 or square**2 < channels:
             raise ValueError(f"{layer}: {channels} channels are too many for {square}×{square}")
 
         low = fmap.min(axis=(0, 1, 2)).astype(np.float64)  # (C,)
         high = fmap.max(axis=(0, 1, 2)).astype(np.float64)
         broken = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
         if broken.size:
-            raise ValueError(f"{layer}, channel {broken[0]}: activations that are not finite")
+            raise ValueError(
+                f"{layer}, channel {broken[0]}: activations that are not finite; "
+                "were the weights damaged?"
+            )
         spread = high - low
         flat = (spread < 1e-6 * spread.max()) | (spread == 0)
 
@@ -207,7 +217,7 @@ class Visualize:
         text = PngInfo()
         for key, value in {
             "Title": title,
-            "Source": self.source,
+            "Source": str(self.source),
             "Description": description,
             "Software": _versions(),
         }.items():
@@ -369,7 +379,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = _Parser(prog="Visualize.py", description=__doc__)
     add = parser.add_argument
-    add("--image_path", nargs="+", required=True, metavar="PICTURE", help="one or more pictures")
+    add(
+        "--image_path",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="PICTURE",
+        help="one or more pictures",
+    )
     add("--output_dir", default="Images", help="where the grids go (default: %(default)s)")
     add(
         "--weights",
@@ -390,25 +407,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = None if args.weights == "none" else args.weights
     try:
         visualize = Visualize(args.output_dir, scale=args.scale, cmap=args.cmap, weights=weights)
-    except ValueError as error:
+        if weights not in (None, "imagenet"):
+            check_weights(weights)
+        folders = _folders(args.image_path, args.output_dir)
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    if weights not in (None, "imagenet") and not os.path.isfile(weights):
-        parser.error(f"no weights file {weights!r}: check the path")
-    folders = {}  # the folder of each picture's grids
-    owners = {}
-    for path in args.image_path:
-        several = len(args.image_path) > 1
-        folder = Path(args.output_dir, Path(path).stem if several else "")
-        # Casefolded, since on some file systems Bird and bird are one name.
-        owner = owners.setdefault(str(folder).casefold(), path)
-        if owner in folders:
-            parser.error(f"{owner!r} and {path!r} would share the folder {str(folder)!r}")
-        existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
-        if not existing.is_dir():
-            parser.error(f"{str(existing)!r} is not a folder: choose another --output_dir")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            parser.error(f"cannot write into {str(existing)!r}: choose another --output_dir")
-        folders[path] = folder
 
     try:
         with _messages_held() as stderr:
@@ -418,6 +421,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError) as error:
         _complain(error, sys.stderr)
         return 1
+
+
+def _folders(paths: Sequence[str], output_dir: str) -> dict[str, Path]:
+    """Give the folder of each picture's grids, if it can be written to without a loss."""
+    if not output_dir:
+        raise ValueError("the name of the output folder is empty")
+    folders: dict[str, Path] = {}
+    owners: dict[str, str] = {}
+    for path in paths:
+        folder = Path(output_dir)
+        if len(paths) > 1:
+            stem = Path(path).stem
+            folder /= stem if stem.strip(".") else Path(path).name
+        # Casefolded, since on some file systems Bird and bird are one name.
+        owner = owners.setdefault(str(folder).casefold(), path)
+        if owner in folders:
+            raise ValueError(
+                f"{owner!r} and {path!r} would share the folder {str(folder)!r}: rename one, or "
+                "take two runs"
+            )
+        existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+        if not existing.is_dir():
+            raise ValueError(f"{str(existing)!r} is not a folder: choose another --output_dir")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ValueError(f"cannot write into {str(existing)!r}: choose another --output_dir")
+        folders[path] = folder
+    places = {folder.resolve() for folder in folders.values()}
+    for path in paths:
+        place = Path(path).resolve()
+        if place.parent in places and re.fullmatch(r"conv_[dp]w_\d+\.png", place.name):
+            raise ValueError(f"a grid would replace {path!r}: choose another --output_dir")
+    return folders
 
 
 def _run(
@@ -431,6 +466,8 @@ def _run(
     readable = []
     for path in folders:
         try:
+            if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+                raise OSError(f"{path!r} is a pipe or a device: save the picture as a file first")
             read_picture(path)
             readable.append(path)
         except (OSError, ValueError) as error:
@@ -455,26 +492,30 @@ def _run(
             return 1 if weights == "imagenet" else 2
 
     output_dir = visualize.output_dir
-    grids, drawn = 0, []
+    paths: list[Path] = []
+    drawn = 0
     for path in readable:
         try:
             feature_maps = model.get_feature_map(path)
         except (OSError, ValueError) as error:  # the file has changed since it was read above
             _complain(error, stderr)
             continue
-        name = os.path.basename(path)
-        visualize.source, visualize.output_dir = name, folders[path]
+        visualize.source, visualize.output_dir = os.path.basename(path), folders[path]
         bar = track(
-            feature_maps, escape(name), console=console, transient=True, disable=console.quiet
+            feature_maps,
+            escape(visualize.source),
+            console=console,
+            transient=True,
+            disable=console.quiet,
         )
         with contextlib.closing(bar):  # it hides the cursor, also when the drawing fails
-            grids += len(visualize.show_each_feature_map(bar))
-        drawn.append(name)
+            paths += visualize.show_each_feature_map(bar)
+        drawn += 1
     if drawn and not quiet:
-        what = drawn[0] if len(drawn) == 1 else f"{len(drawn)} pictures"
-        where = output_dir if len(folders) == 1 else f"folders of {output_dir}"
-        print(f"{grids} grids of {what} saved in {where}")
-    return 0 if len(drawn) == len(folders) else 2
+        what = visualize.source if drawn == 1 else f"{drawn} pictures"
+        where = paths[0].parent if drawn == 1 else f"folders of {output_dir}"
+        print(f"{len(paths)} grids of {what} saved in {where}")
+    return 0 if drawn == len(folders) else 2
 
 
 def _complain(error: Exception, stderr: TextIO) -> None:
@@ -483,5 +524,8 @@ def _complain(error: Exception, stderr: TextIO) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_interrupt)
+    # Where these are closed, as some schedulers do, they would be None.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # for file names that it cannot encode
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 
@@ -126,9 +127,10 @@ def test_help_is_fast_and_complete(tmp_path):
         (["--image_path", "a/Bird.jpg", "b/bird.png"], "'a/Bird.jpg' and 'b/bird.png' would share"),
         (["--image_path", str(SAMPLE), "--cmap", "virdis"], "did you mean viridis"),
         (["--image_path", str(SAMPLE), "--scale", "big"], "invalid choice: 'big'"),
-        (["--image_path", str(SAMPLE), "--weights", "no.h5"], "no weights file 'no.h5'"),
+        (["--image_path", str(SAMPLE), "--weights", "no.h5"], "cannot read weights file 'no.h5'"),
         (["--image_path", str(SAMPLE), "--output_dir", __file__], "is not a folder"),
         (["--image_path", str(SAMPLE), "--output_dir", f"{__file__}/x"], "is not a folder"),
+        (["--image_path", str(SAMPLE), "--output_dir", ""], "output folder is empty"),
     ],
 )
 def test_mistakes_are_told_before_keras_is_loaded(tmp_path, arguments, message):
@@ -142,6 +144,39 @@ def test_mistakes_are_told_before_keras_is_loaded(tmp_path, arguments, message):
     assert len(lines) == (1 if message else 2)
     assert (message or "") in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_grid_does_not_replace_its_picture(tmp_path):
+    picture = tmp_path / "conv_pw_1.png"
+    Image.open(SAMPLE).save(picture)
+    arguments = ["--image_path", picture, "--output_dir", tmp_path / "." / "x" / ".."]
+    done = visualize(*arguments, keras="unwanted", tmp_path=tmp_path)
+    assert done.returncode == 2
+    assert "a grid would replace" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    done = visualize("--image_path", tmp_path / "pipe", keras="unwanted", tmp_path=tmp_path)
+    assert done.returncode == 2
+    assert "save the picture as a file first" in done.stderr
+
+
+def test_an_environment_for_other_programs(tmp_path):
+    environment = {"MPLBACKEND": "module://not_installed", "KERAS_BACKEND": "jax"}
+    arguments = ["--image_path", SAMPLE, "--output_dir", tmp_path, "--weights", "none"]
+    assert visualize(*arguments, **environment).returncode == 0
+
+
+def test_names_of_dots_and_repeated_options(tmp_path):
+    shutil.copy(SAMPLE, tmp_path / "..png")
+    shutil.copy(SAMPLE, tmp_path / "...png")
+    arguments = ["--image_path", tmp_path / "..png", "--image_path", tmp_path / "...png"]
+    out = tmp_path / "new" / "out"
+    done = visualize(*arguments, "--output_dir", out, "--weights", "none")
+    assert done.returncode == 0
+    assert {path.parent for path in tmp_path.rglob("conv_*.png")} == {out / "..png", out / "...png"}
 
 
 def test_damaged_weights(tmp_path):

@@ -60,7 +60,7 @@ def test_equal_to_the_whole_mobilenet_layer_by_layer(pretrained, feature_maps):
     expected = {}
     for layer in network.layers[1:]:
         x = layer(x)
-        expected[layer.name] = np.asarray(x)
+        expected[layer.name] = keras.ops.convert_to_numpy(x)
     for name, fmap in zip(pretrained.output_layers, feature_maps, strict=True):
         np.testing.assert_allclose(fmap, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
@@ -132,9 +132,21 @@ def test_failed_download(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     with pytest.raises(OSError, match=r"https://.*_no_top\.h5 .*URL fetch failure") as caught:
         Simple_Model()
-    assert str(tmp_path / "models") in str(caught.value)
+    place = tmp_path / "models" / "mobilenet_1_0_224_tf_no_top.h5"
+    assert str(place) in str(caught.value)
     assert "--weights FILE" in str(caught.value)
     assert "--weights none" in str(caught.value)
+    # And what is put there is read, even if Keras would look elsewhere.
+    place.parent.mkdir()
+    place.write_text("no weights")
+    with pytest.raises(ValueError, match="damaged"):
+        Simple_Model()
+
+
+def test_pictures_of_another_type(untrained):
+    for picture in (None, np.zeros((4, 4, 3)), Image.new("RGB", (4, 4)), b"bytes"):
+        with pytest.raises(TypeError, match="a path or a binary file object"):
+            untrained.get_feature_map(picture)
 
 
 @pytest.mark.parametrize("module", ["Model", "Visualize"])

@@ -215,9 +215,9 @@ def test_damage_gives_a_picture_or_one_kind_of_error(kind, monkeypatch, tmp_path
     Image.init()
     if kind not in Image.SAVE or (kind == "AVIF" and not features.check("avif")):
         pytest.skip(f"this Pillow writes no {kind}")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # damage can make pictures huge
     mode, options = FORMATS[kind]
     source = Image.open(SAMPLE).resize((16, 16))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # damage can make pictures huge
     image = Image.new("LAB", (16, 16)) if mode == "LAB" else source.convert(mode.split(";")[0])
     if mode == "I;16":
         image = image.convert("I;16")

@@ -264,7 +264,8 @@ def test_a_file_in_the_folders_place(tmp_path):
     [
         ({"cmap": "virdis"}, "unknown colormap 'virdis': did you mean viridis"),
         ({"scale": "picture"}, "unknown scale 'picture': choose from channel, layer"),
-        ({"figsize": (10, 0.5)}, "figsize"),
+        ({"cmap": ""}, "unknown colormap ''"),
+        ({"figsize": (8, 8)}, "no room for the title"),
     ],
 )
 def test_settings_that_make_no_sense(options, message):
@@ -279,6 +280,7 @@ def test_settings_that_make_no_sense(options, message):
         (4, (7, 7, 10), r"must be \(1, H, W, C\), not \(7, 7, 10\)"),
         (4, (2, 7, 7, 10), "must be"),
         (4, (1, 7, 7, 0), "must be"),
+        (-4, (1, 7, 7, 10), "too many"),
     ],
 )
 def test_arrays_that_are_no_layer(tmp_path, square, shape, message):
