@@ -361,7 +361,7 @@ def _messages_held() -> Iterator[TextIO]:
         try:
             yield stderr
             drop = True
-        except (KeyboardInterrupt, OSError, ValueError):
+        except (KeyboardInterrupt, SystemExit, OSError, ValueError):
             drop = True
             raise
         finally:
@@ -524,6 +524,7 @@ def _complain(error: Exception, stderr: TextIO) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up, as Ctrl-C does
     # Where these are closed, as some schedulers do, they would be None.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

@@ -19,6 +19,8 @@ FAKES = {
     "broken": "import os; os.write(2, b'native line\\n'); raise ImportError('no\\nruntime')",
     "invalid": "import os; os.write(2, b'native line\\n'); raise ValueError('size changed')",
     "aborting": "import os; os.write(2, b'native line\\n'); os.abort()",
+    "terminated": "import os, signal; os.write(2, b'native line\\n'); "
+    "os.kill(os.getpid(), signal.SIGTERM)",
     "interrupted": "import os, signal; os.write(2, b'native line\\n'); "
     "os.killpg(0, signal.SIGINT)",  # as a terminal does
 }
@@ -232,6 +234,7 @@ def test_messages_of_a_failed_load_are_not_lost(tmp_path, keras, status, error):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_interrupt_is_quiet(tmp_path):
-    done = visualize("--image_path", SAMPLE, keras="interrupted", tmp_path=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Loading MobileNet ...\n")
+@pytest.mark.parametrize(("keras", "status"), [("interrupted", 130), ("terminated", 143)])
+def test_interrupt_is_quiet(tmp_path, keras, status):
+    done = visualize("--image_path", SAMPLE, keras=keras, tmp_path=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "Loading MobileNet ...\n")
