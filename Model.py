@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import textwrap
-import warnings
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -176,34 +176,28 @@ def read_picture(img_path: str | os.PathLike[str] | BinaryIO) -> Image.Image:
             img_path.seek(0)
         source = io.BytesIO(img_path.read())
 
-    with warnings.catch_warnings(record=True) as hints:
-        warnings.simplefilter("always")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(source) as image:
-                return _as_seen(image)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"no picture {name}: check the path") from error
-        except IsADirectoryError as error:
-            raise IsADirectoryError(f"{name} is a folder: name the pictures in it") from error
-        except Image.UnidentifiedImageError as error:
-            # Pillow warns where it knows the format, but was built without it.
-            hint = "".join(
-                f" ({hint.message})" for hint in hints if "not installed" in str(hint.message)
-            )
-            raise OSError(
-                f"{name} is not a picture that Pillow knows{hint}: convert it to PNG or JPEG"
-            ) from error
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"{name} has too many pixels ({_reason(error)}): scale it down"
-            ) from error
-        except Exception as error:  # decoders raise SyntaxError, struct.error, KeyError, ...
-            kind = type(error) if isinstance(error, OSError) else ValueError
-            reason = getattr(error, "strerror", None) or (
-                f"truncated, damaged or not supported by this Pillow ({_reason(error)})"
-            )
-            raise kind(f"cannot read picture {name}: {reason}") from error
+    try:
+        with Image.open(source) as image:
+            limit = Image.MAX_IMAGE_PIXELS or math.inf
+            if image.width * image.height > limit:  # Pillow itself only warns, up to twice this
+                raise Image.DecompressionBombError(f"{image.width}×{image.height}, over {limit:,}")
+            return _as_seen(image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no picture {name}: check the path") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{name} is a folder: name the pictures in it") from error
+    except Image.UnidentifiedImageError as error:
+        raise OSError(
+            f"{name} is not a picture that this Pillow can read: convert it to PNG or JPEG"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has too many pixels ({_reason(error)}): scale it down") from error
+    except Exception as error:  # decoders raise SyntaxError, struct.error, KeyError, ...
+        kind = type(error) if isinstance(error, OSError) else ValueError
+        reason = getattr(error, "strerror", None) or (
+            f"truncated, damaged or not supported by this Pillow ({_reason(error)})"
+        )
+        raise kind(f"cannot read picture {name}: {reason}") from error
 
 
 def _as_seen(image: Image.Image) -> Image.Image:

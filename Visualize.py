@@ -21,7 +21,6 @@ import re
 import secrets
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,20 +119,16 @@ class Visualize:
         Raises:
             OSError, ValueError: as `proccess_each_feature_map`.
         """
-        paths: list[Path] = []
-        saves = deque()
         # Matplotlib draws in this thread only; Pillow's PNG encoder runs beside it.
         with ThreadPoolExecutor(max_workers=2) as encoders:
+            saves = []
             for index, fmap in enumerate(feature_maps):
                 self.layer_num, self.layer_type = index // 2 + 1, ("dw", "pw")[index % 2]
                 picture = self._draw(math.ceil(math.sqrt(np.shape(fmap)[-1])), fmap)
                 saves.append(encoders.submit(_save, *picture))
-                paths.append(picture[0])
-                if len(saves) > 4:  # bounds the memory, and tells early of a full disk
-                    saves.popleft().result()
-            for save in saves:
-                save.result()
-        return paths
+                if index >= 4:  # bounds the memory, and tells early of a full disk
+                    saves[index - 4].result()
+            return [save.result() for save in saves]
 
     def proccess_each_feature_map(self, square: int, fmap: np.ndarray) -> Path:
         """Draw the layer `conv_<layer_type>_<layer_num>` and save it as a PNG.
@@ -153,9 +148,7 @@ class Visualize:
             ValueError: not such an array, a non-finite activation, or a `square` too small.
             OSError: the picture cannot be written; an older one by that name is kept.
         """
-        picture = self._draw(square, fmap)
-        _save(*picture)
-        return picture[0]
+        return _save(*self._draw(square, fmap))
 
     def _draw(self, square: int, fmap: np.ndarray) -> tuple[Path, Image.Image, PngInfo, int]:
         layer = f"conv_{self.layer_type}_{self.layer_num}"
@@ -168,13 +161,14 @@ class Visualize:
 
         low = fmap.min(axis=(0, 1, 2)).astype(np.float64)  # (C,)
         high = fmap.max(axis=(0, 1, 2)).astype(np.float64)
-        broken = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
+        with np.errstate(invalid="ignore", over="ignore"):
+            spread = high - low
+        broken = np.flatnonzero(~np.isfinite(spread))
         if broken.size:
             raise ValueError(
                 f"{layer}, channel {broken[0]}: activations that are not finite; "
                 "were the weights damaged?"
             )
-        spread = high - low
         flat = (spread < 1e-6 * spread.max()) | (spread == 0)
 
         title = f"{layer} · {channels} channels of {height}×{width} · {flat.sum()} flat"
@@ -229,25 +223,19 @@ class Visualize:
 def _mosaic(tiles: np.ndarray, flat: np.ndarray, square: int, k: int) -> np.ndarray:
     """Arrange tiles (C, H, W) row by row, each value a k×k block; cross the flat ones out."""
     channels, height, width = tiles.shape
-    cells = np.full((square * square, height, width), PAPER, np.uint16)
-    cells[:channels] = tiles
-    cells = cells.reshape(square, square, height, width).swapaxes(1, 2)
-
-    # Above and left of each tile a line, and a pixel of paper on all its sides.
-    down, across = k * height + GAP, k * width + GAP
-    grid = np.full((square, down, square, across), PAPER, np.uint16)
-    grid[:, 0] = grid[..., 0] = LINE
-    inside = grid[:, 2:-1, :, 2:-1]
-    inside[...] = cells.repeat(k, axis=1).repeat(k, axis=3)
-
     cross = Image.new("I", (k * width, k * height), PAPER)
     pen = ImageDraw.Draw(cross)
     pen.line((0, 0, cross.width - 1, cross.height - 1), fill=CROSS, width=2)
     pen.line((0, cross.height - 1, cross.width - 1, 0), fill=CROSS, width=2)
-    for channel in np.flatnonzero(flat):
-        inside[channel // square, :, channel % square] = np.asarray(cross)
+    blocks = tiles.repeat(k, axis=1).repeat(k, axis=2)
+    blocks[flat] = np.asarray(cross)
 
-    grid = np.pad(grid.reshape(square * down, square * across), (0, 1), constant_values=LINE)
+    # A pixel of paper around each tile, and above and left of that a line.
+    cells = np.pad(blocks, ((0, square**2 - channels), (1, 1), (1, 1)), constant_values=PAPER)
+    cells = np.pad(cells, ((0, 0), (1, 0), (1, 0)), constant_values=LINE)
+    _, down, across = cells.shape
+    grid = cells.reshape(square, square, down, across).swapaxes(1, 2)
+    grid = np.pad(grid.reshape(square * down, -1), (0, 1), constant_values=LINE)
     rows = math.ceil(channels / square)
     grid[rows * down + 1 :] = PAPER
     grid[(rows - 1) * down + 1 :, (channels - (rows - 1) * square) * across + 1 :] = PAPER
@@ -309,8 +297,8 @@ def _render(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L")
 
 
-def _save(path: Path, picture: Image.Image, text: PngInfo, dpi: int) -> None:
-    """Write the picture beside its place and move it there whole."""
+def _save(path: Path, picture: Image.Image, text: PngInfo, dpi: int) -> Path:
+    """Write the picture beside its place, move it there whole, and return its path."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -328,6 +316,7 @@ def _save(path: Path, picture: Image.Image, text: PngInfo, dpi: int) -> None:
         raise NotADirectoryError(f"cannot write {str(path)!r}: its folder is a file") from error
     except OSError as error:
         raise type(error)(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    return path
 
 
 def _versions() -> str:
@@ -336,12 +325,7 @@ def _versions() -> str:
     return f"MobileNet feature maps ({', '.join(loaded)})"
 
 
-# What holds the messages: a NUL as the last byte says that they can be dropped.
-_HOLDER = """
-import sys
-messages = sys.stdin.buffer.read()
-messages.endswith(b"\\0") or sys.stderr.buffer.write(messages)
-"""
+_HOLDER = "import sys; sys.stderr.buffer.write(sys.stdin.buffer.read())"
 
 
 @contextlib.contextmanager
@@ -367,7 +351,9 @@ def _messages_held() -> Iterator[TextIO]:
         finally:
             sys.stderr.flush()
             os.dup2(stderr.fileno(), 2)
-            holder.communicate(b"\0" if drop else b"")
+            if drop:
+                holder.kill()
+            holder.communicate()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -432,8 +418,7 @@ def _folders(paths: Sequence[str], output_dir: str) -> dict[str, Path]:
     for path in paths:
         folder = Path(output_dir)
         if len(paths) > 1:
-            stem = Path(path).stem
-            folder /= stem if stem.strip(".") else Path(path).name
+            folder /= os.path.splitext(os.path.basename(path))[0]  # never "..", as a stem can be
         # Casefolded, since on some file systems Bird and bird are one name.
         owner = owners.setdefault(str(folder).casefold(), path)
         if owner in folders:

@@ -75,11 +75,14 @@ def test_many_pictures_one_of_them_bad(tmp_path):
     assert not np.array_equal(sample, turned)
 
 
-def test_quiet(tmp_path):
-    done = visualize(
-        "--image_path", SAMPLE, "--output_dir", tmp_path, "--weights", "none", "--quiet"
-    )
+def test_quiet_and_in_another_look(tmp_path):
+    look = ["--scale", "layer", "--cmap", "seismic"]
+    options = ["--output_dir", tmp_path, "--weights", "none", "--quiet"]
+    done = visualize("--image_path", SAMPLE, *options, *look)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with Image.open(tmp_path / "conv_dw_2.png") as picture:
+        assert "scale: layer" in picture.text["Description"]
+        assert "colormap: seismic" in picture.text["Description"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")

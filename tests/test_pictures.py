@@ -169,6 +169,7 @@ def test_no_picture(tmp_path):
         read_picture(tmp_path / "notes.txt")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_too_many_pixels(monkeypatch):
     file = saved(Image.new("L", (30, 30)), "PNG")
     for limit in (800, 100):  # a warning, and an error, of Pillow's
@@ -210,6 +211,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 def test_damage_gives_a_picture_or_one_kind_of_error(kind, monkeypatch, tmp_path):
     """Cut the file at every length, and flip its bytes."""
     Image.init()

@@ -162,10 +162,11 @@ def test_a_layer_that_is_all_flat(tmp_path):
         assert Image.open(path).text["Title"].endswith("· 4 flat")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e308])
 def test_values_that_are_not_finite(tmp_path, value):
-    fmap = random_maps()
+    fmap = random_maps().astype(np.float64)
     fmap[0, 2, 3, 8] = value
+    fmap[0, 3, 3, 8] = -1e308
     with pytest.raises(ValueError, match="conv_dw_1, channel 8"):
         Visualize(tmp_path).proccess_each_feature_map(4, fmap)
     assert list(tmp_path.iterdir()) == []
@@ -181,6 +182,28 @@ def test_layer_scale_is_symmetric_about_zero(tmp_path):
         np.testing.assert_array_equal(tile[0, 0], np.rint(np.multiply(colormap(0.5)[:3], 255)))
         levels = np.rint((fmap[0, :, :, channel].astype(float) / bound + 1) / 2 * 255)
         np.testing.assert_array_equal(tile, np.rint(colormap(levels / 255)[..., :3] * 255))
+
+
+def test_colourbar(tmp_path, monkeypatch):
+    labels = []
+
+    def text(self, x, y, string, **options):
+        labels.append((x, string))
+        return original(self, x, y, string, **options)
+
+    original = Figure.text
+    monkeypatch.setattr(Figure, "text", text)
+    fmap = random_maps()
+    fmap[0, 0, 0, 0] = -77.25
+    path = Visualize(tmp_path, scale="layer", cmap="viridis").proccess_each_feature_map(4, fmap)
+    pixels = np.asarray(Image.open(path))
+    dpi = len(pixels) / 10
+    ends = round((10 - module.RIGHT - module.BAR) * dpi), round((10 - module.RIGHT) * dpi)
+    row = pixels[round(0.12 * dpi), ends[0] + 2 : ends[1] - 2]
+    expected = matplotlib.colormaps["viridis"](np.linspace(0, 1, len(row)))[:, :3] * 255
+    np.testing.assert_allclose(row, expected, atol=6)
+    bar = [label for _, label in sorted(labels) if label in ("−77.2", "0", "77.2")]
+    assert bar[-3:] == ["−77.2", "0", "77.2"]
 
 
 def test_any_colormap(tmp_path):
