@@ -22,7 +22,7 @@ WEIGHTS_URL = (
 
 
 class Simple_Model:
-    """MobileNet v1, cut off at the outputs of its 26 separable convolutions.
+    """MobileNet v1, cut off at its 13 depthwise and 13 pointwise convolutions.
 
     Howard et al., "MobileNets", 2017, https://arxiv.org/abs/1704.04861, as in
     https://keras.io/api/applications/mobilenet/, without the classification head.
@@ -85,7 +85,8 @@ class Simple_Model:
         pixels = np.asarray(picture, dtype=np.float32)[np.newaxis]  # (1, 224, 224, 3)
         # Calling the model, unlike predict(), builds no input pipeline for the one picture.
         outputs = self.model(preprocess_input(pixels), training=False)
-        return [ops.convert_to_numpy(output) for output in outputs]
+        # A user's keras.json may set another type to compute in.
+        return [np.asarray(ops.convert_to_numpy(output), np.float32) for output in outputs]
 
 
 def _load_mobilenet(
@@ -111,7 +112,7 @@ def _load_mobilenet(
         if not os.path.isfile(weights):
             try:
                 weights = keras.utils.get_file(name, WEIGHTS_URL, cache_subdir="models")
-            except Exception as error:  # a bare one, whose context tells the reason
+            except Exception as error:  # get_file raises a plain one; its context has the reason
                 raise OSError(
                     f"cannot download {WEIGHTS_URL} ({_reason(error.__context__ or error)}): save "
                     f"that file as {weights!r}, or pass weights=FILE (--weights FILE), or "
@@ -228,6 +229,8 @@ def _eight_bit_grey(upright: Image.Image, image: Image.Image) -> Image.Image:
         low, high = float(finite.min()), float(finite.max())
     grey = (pixels.astype(np.float64) - low) * (255 / ((high - low) or 1))
     grey = np.rint(np.clip(np.nan_to_num(grey, nan=0), 0, 255)).astype(np.uint8)
+    if tiff.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+        grey = 255 - grey
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[pixels == transparent] = 255
     return Image.fromarray(grey)

@@ -8,7 +8,9 @@ if __name__ == "__main__":
     import signal
 
     # Ctrl-C during the imports ends the program without a traceback, as it does later.
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    if on_interrupt is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Notebooks and configuration files may name others, which are not installed here.
     os.environ.update(MPLBACKEND="agg", KERAS_BACKEND="tensorflow")
 
@@ -40,7 +42,7 @@ LEFT, RIGHT, TOP, BOTTOM = 0.45, 0.32, 0.56, 0.2
 HEADER = 0.4  # of the page's top: the title, and the colourbar of width BAR
 BAR = 1.8
 GAP = 3
-# What is no activation, after the 256 levels that are, and its shades of grey.
+# The values after the 256 levels of activations, and their shades of grey.
 PAPER, LINE, CROSS = 256, 257, 258
 SHADES = (255, 150, 96)
 MAX_DPI = 150  # with it, a figure of 10×10 inches has at most 1500 pixels a side
@@ -138,7 +140,7 @@ class Visualize:
         layer's largest is flat: constant up to rounding, and drawn as a crossed box.
 
         Args:
-            square: tiles a side; ceil(sqrt(C)) shows every channel.
+            square: tiles a side, at least ceil(sqrt(C)).
             fmap: array of shape (1, H, W, C).
 
         Returns:
@@ -486,9 +488,12 @@ def _run(
             _complain(error, stderr)
             continue
         visualize.source, visualize.output_dir = os.path.basename(path), folders[path]
+        label = visualize.source
+        if len(readable) > 1:
+            label += f" ({readable.index(path) + 1} of {len(readable)})"
         bar = track(
             feature_maps,
-            escape(visualize.source),
+            escape(label),
             console=console,
             transient=True,
             disable=console.quiet,
@@ -497,9 +502,10 @@ def _run(
             paths += visualize.show_each_feature_map(bar)
         drawn += 1
     if drawn and not quiet:
-        what = visualize.source if drawn == 1 else f"{drawn} pictures"
-        where = paths[0].parent if drawn == 1 else f"folders of {output_dir}"
-        print(f"{len(paths)} grids of {what} saved in {where}")
+        what, where = repr(visualize.source), repr(str(paths[0].parent))
+        if drawn > 1:
+            what, where = f"{drawn} pictures", f"folders of {str(output_dir)!r}"
+        print(f"{len(paths)} grids of {what} saved in {where}", flush=True)
     return 0 if drawn == len(folders) else 2
 
 

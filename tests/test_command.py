@@ -22,6 +22,7 @@ FAKES = {
     "terminated": "import os, signal; os.write(2, b'native line\\n'); "
     "os.kill(os.getpid(), signal.SIGTERM)",
     "interrupted": "import os, signal; os.write(2, b'native line\\n'); "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "  # where it came in ignored
     "os.killpg(0, signal.SIGINT)",  # as a terminal does
 }
 
@@ -43,7 +44,7 @@ def visualize(*arguments, keras=None, tmp_path=None, **environment):
 def test_the_main_job(tmp_path, pretrained):
     done = visualize("--image_path", SAMPLE, "--output_dir", tmp_path / "new")
     assert done.returncode == 0
-    assert done.stdout == f"26 grids of sample.jpg saved in {tmp_path / 'new'}\n"
+    assert done.stdout == f"26 grids of 'sample.jpg' saved in {str(tmp_path / 'new')!r}\n"
     assert done.stderr == "Loading MobileNet ...\n"
     assert {path.name for path in (tmp_path / "new").iterdir()} == NAMES
     for path in (tmp_path / "new").iterdir():
@@ -60,7 +61,7 @@ def test_many_pictures_one_of_them_bad(tmp_path):
     pictures = (SAMPLE, tmp_path / "cut.jpg", tmp_path / "turned.png")
     done = visualize("--image_path", *pictures, "--output_dir", out, "--weights", "none")
     assert done.returncode == 2
-    assert done.stdout == f"52 grids of 2 pictures saved in folders of {out}\n"
+    assert done.stdout == f"52 grids of 2 pictures saved in folders of {str(out)!r}\n"
     error, loading = done.stderr.splitlines()
     assert error.startswith("Visualize.py: error: ")
     assert "cut.jpg" in error
@@ -207,7 +208,7 @@ def test_damaged_weights_in_the_cache(tmp_path):
 
 
 def test_offline_with_an_empty_cache(tmp_path):
-    proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    proxy = {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
     done = visualize("--image_path", SAMPLE, KERAS_HOME=str(tmp_path), **proxy)
     assert done.returncode == 1
     _, error = done.stderr.splitlines()

@@ -100,6 +100,17 @@ def test_channels_first_in_the_keras_configuration(untrained):
     assert shape == (None, 112, 112, 32)
 
 
+def test_half_precision_in_the_keras_configuration():
+    import keras
+
+    keras.config.set_floatx("float16")
+    try:
+        maps = Simple_Model(weights=None).get_feature_map(SAMPLE)
+    finally:
+        keras.config.set_floatx("float32")
+    assert {fmap.dtype for fmap in maps} == {np.dtype(np.float32)}
+
+
 def test_weights_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.h5"):
         Simple_Model(weights=tmp_path / "nothing.h5")

@@ -64,6 +64,14 @@ def test_unsigned_32_bit_tiff():
     np.testing.assert_allclose(grey(read_picture(file)), RAMP8, atol=1)
 
 
+def test_tiff_whose_white_is_zero():
+    file = saved(Image.fromarray((RAMP8 * 257.0).astype(np.uint16)), "TIFF").getvalue()
+    photometric = b"\x06\x01\x03\x00\x01\x00\x00\x00"  # the tag, up to its value
+    assert file.count(photometric + b"\x01") == 1
+    file = io.BytesIO(file.replace(photometric + b"\x01", photometric + b"\x00"))
+    np.testing.assert_allclose(grey(read_picture(file)), 255 - RAMP8, atol=1)
+
+
 def test_floats_that_are_not_finite():
     values = RAMP.astype(np.float32)
     values[0, 3], values[1, 3], values[2, 3] = np.nan, np.inf, -np.inf
