@@ -2,522 +2,417 @@
 
 from __future__ import annotations
 
-import os
-
-if __name__ == "__main__":
-    import signal
-
-    # Ctrl-C during the imports ends the program without a traceback, as it does later.
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    if on_interrupt is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Notebooks and configuration files may name others, which are not installed here.
-    os.environ.update(MPLBACKEND="agg", KERAS_BACKEND="tensorflow")
-
 import argparse
 import contextlib
 import difflib
 import functools
+import gc
+import io
 import math
-import re
-import secrets
+import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from matplotlib.font_manager import findfont, get_font
+from numpy import ndarray as Array
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from Model import Simple_Model, check_weights, read_picture
+from Model import LAYERS, Simple_Model, open_picture, read_picture
 
-# The page around the tiles, in inches, and the paper between them, in pixels.
-LEFT, RIGHT, TOP, BOTTOM = 0.45, 0.32, 0.56, 0.2
-HEADER = 0.4  # of the page's top: the title, and the colourbar of width BAR
-BAR = 1.8
-GAP = 3
-# The values after the 256 levels of activations, and their shades of grey.
-PAPER, LINE, CROSS = 256, 257, 258
-SHADES = (255, 150, 96)
-MAX_DPI = 150  # with it, a figure of 10×10 inches has at most 1500 pixels a side
-# Said in full, so that a user's matplotlibrc or style cannot make the labels unreadable.
-TEXT = {"family": "DejaVu Sans", "color": "black", "usetex": False, "parse_math": False}
-SCALES = {
-    "channel": "each channel over its own range",
-    "layer": "all channels on one scale",
-}
+# A pixel is an index into a palette: the colormap's LEVELS colours, then GREYS up to white. The
+# number of levels is odd, so that zero has a level of its own on a symmetric scale.
+LEVELS, GREYS = 239, 17
+CROSS, LINE, PAPER = LEVELS + 6, LEVELS + 10, LEVELS + 16
+PAGE, LEFT, RIGHT, TOP, BOTTOM = 10, 0.45, 0.25, 0.6, 0.25  # a page and its margins, in inches
+MAX_DPI = 150  # so that a page has at most 1500 pixels a side
+GAP = 3  # pixels between tiles: the frames of both, and paper between them
+FONT = "DejaVu Sans"  # comes with matplotlib
+MATPLOTLIB = threading.Lock()  # matplotlib is not thread-safe
+SCALES = {"channel": "each channel over its own range", "layer": "all channels on one scale"}
+VALUES = {"conv": "convolution output", "bn": "batch-normalised", "relu": "activation after ReLU6"}
 
 
 class Visualize:
-    """Grids of feature maps, saved as `conv_<dw|pw>_<N>.png` in one folder.
-
-    Attributes:
-        layer_num: N of the layer that `proccess_each_feature_map` draws, at first 1.
-        layer_type: its kind, "dw" (depthwise; at first) or "pw" (pointwise).
-    """
+    """Grids of feature maps, saved as one PNG per layer in one folder."""
 
     def __init__(
         self,
-        output_dir: str | os.PathLike[str] = "Images",
+        output_dir: str | os.PathLike = "Images",
         *,
-        figsize: tuple[float, float] = (10, 10),
         scale: str = "channel",
         cmap: str | None = None,
+        after: str = "conv",
+        weights: str | os.PathLike | None = "not stated",
         source: str = "not stated",
-        weights: str | None = "not stated",
     ) -> None:
-        """Set the look of the pictures and what they say of their origin.
+        """Set where the pictures go, how they look and what they say about their origin.
 
-        Args:
-            output_dir: the folder for the pictures, made when the first one is saved.
-            figsize: width (10 at least) and height of a picture, in inches of up to 150 pixels,
-                or of more if an activation would else get less than a pixel.
-            scale: "channel", each channel over its own range, or "layer", all of a layer's
-                channels over one range, symmetric about zero.
-            cmap: the name of a matplotlib colormap; None is "gray", or with scale="layer"
-                "coolwarm".
-            source: the input picture's file name, for the metadata.
-            weights: as given to `Simple_Model`, for the metadata; None says "untrained".
-
-        Raises:
-            ValueError: an unknown scale or colormap, or a figsize without room for the title.
+        `output_dir` is created when needed. `scale` is "channel" or "layer", see `shown_range`.
+        `cmap` is a matplotlib colormap: by default gray, and for scale="layer" coolwarm, or
+        viridis after ReLU6. `after` and `weights` are those of the `Simple_Model`, `source` is
+        the input picture's file name. Raises ValueError if a choice is unknown.
         """
-        if scale not in SCALES:
-            raise ValueError(f"unknown scale {scale!r}: choose from {', '.join(SCALES)}")
-        if figsize[0] < 10 or figsize[1] < 2:
-            raise ValueError(f"figsize {figsize} has no room for the title: 10×2 inches at least")
+        for choice, choices in ((scale, SCALES), (after, VALUES)):
+            if choice not in choices:
+                raise ValueError(f"unknown {choice!r}: choose from {', '.join(choices)}")
         if cmap is None:
-            cmap = {"channel": "gray", "layer": "coolwarm"}[scale]
+            cmap = "gray" if scale == "channel" else "viridis" if after == "relu" else "coolwarm"
         if cmap not in matplotlib.colormaps:
             near = difflib.get_close_matches(cmap, matplotlib.colormaps, cutoff=0.4)
-            raise ValueError(
-                f"unknown colormap {cmap!r}: "
-                + (f"did you mean {' or '.join(near)}?" if near else "try gray or viridis")
-            )
-        self.layer_num = 1
-        self.layer_type = "dw"
-        self.output_dir = output_dir
-        self.figsize = tuple(figsize)
-        self.scale = scale
-        self.cmap = cmap
-        self.source = source
-        self.weights = weights
+            raise ValueError(f"unknown colormap {cmap!r}: try {' or '.join(near) or 'gray'}")
+        self.output_dir, self.scale, self.cmap = Path(output_dir), scale, cmap
+        self.after, self.weights, self.source = after, weights, source
 
-    def show_each_feature_map(self, feature_maps: Iterable[np.ndarray]) -> list[Path]:
-        """Draw and save all layers: depthwise and pointwise in turn, from conv_dw_1 on.
+    def show_each_feature_map(self, feature_maps: list[Array] | Mapping[str, Array]) -> list[Path]:
+        """Draw and save many layers; return the paths of their pictures, in the same order.
 
-        Args:
-            feature_maps: arrays of shape (1, H, W, C), as `Simple_Model.get_feature_map` gives.
-
-        Returns:
-            The paths of the pictures, in the same order.
-
-        Raises:
-            OSError, ValueError: as `proccess_each_feature_map`.
+        `feature_maps` is the list of 26 arrays from `Simple_Model.get_feature_map`, or a mapping
+        from names to arrays of shape (1, H, W, C). Raises ValueError for anything else, and what
+        `proccess_each_feature_map` raises.
         """
-        # Matplotlib draws in this thread only; Pillow's PNG encoder runs beside it.
-        with ThreadPoolExecutor(max_workers=2) as encoders:
-            saves = []
-            for index, fmap in enumerate(feature_maps):
-                self.layer_num, self.layer_type = index // 2 + 1, ("dw", "pw")[index % 2]
-                picture = self._draw(math.ceil(math.sqrt(np.shape(fmap)[-1])), fmap)
-                saves.append(encoders.submit(_save, *picture))
-                if index >= 4:  # bounds the memory, and tells early of a full disk
-                    saves[index - 4].result()
-            return [save.result() for save in saves]
+        if isinstance(feature_maps, list) and len(feature_maps) == len(LAYERS):
+            feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
+        if not isinstance(feature_maps, Mapping):
+            raise ValueError(f"expected {len(LAYERS)} arrays in a list or a mapping from names")
+        squares = [math.ceil(np.shape(fmap)[-1] ** 0.5) for fmap in feature_maps.values()]
+        draw = self.proccess_each_feature_map
+        with ThreadPoolExecutor(2) as threads:
+            return list(threads.map(draw, squares, feature_maps.values(), feature_maps))
 
-    def proccess_each_feature_map(self, square: int, fmap: np.ndarray) -> Path:
-        """Draw the layer `conv_<layer_type>_<layer_num>` and save it as a PNG.
+    def proccess_each_feature_map(self, square: int, fmap: Array, name: str = "layer") -> Path:
+        """Draw the grid of one layer, save it as `<name>.png` and return its path.
 
-        Each activation is a block of k×k pixels, one k for the picture; channel c is the tile
-        in row c // square and column c % square. A channel whose range is below 1e-6 of the
-        layer's largest is flat: constant up to rounding, and drawn as a crossed box.
+        Channel c of `fmap`, an array of shape (1, H, W, C), is the tile in row c // square and
+        column c % square. Each value is a block of k×k identical pixels. A flat channel, whose
+        range is below 1e-6 of the layer's largest and so mere rounding, is a crossed box.
 
-        Args:
-            square: tiles a side, at least ceil(sqrt(C)).
-            fmap: array of shape (1, H, W, C).
-
-        Returns:
-            The path of the picture.
-
-        Raises:
-            ValueError: not such an array, a non-finite activation, or a `square` too small.
-            OSError: the picture cannot be written; an older one by that name is kept.
+        Raises ValueError if the shape, a value or the name does not allow this or the channels
+        are more than square², and OSError if the picture cannot be written.
         """
-        return _save(*self._draw(square, fmap))
-
-    def _draw(self, square: int, fmap: np.ndarray) -> tuple[Path, Image.Image, PngInfo, int]:
-        layer = f"conv_{self.layer_type}_{self.layer_num}"
-        square, fmap = int(square), np.asarray(fmap)
-        if fmap.ndim != 4 or fmap.shape[0] != 1 or not fmap.size:
-            raise ValueError(f"{layer}: the shape must be (1, H, W, C), not {fmap.shape}")
-        _, height, width, channels = fmap.shape
-        if square < 1 or square**2 < channels:
-            raise ValueError(f"{layer}: {channels} channels are too many for {square}×{square}")
-
-        low = fmap.min(axis=(0, 1, 2)).astype(np.float64)  # (C,)
-        high = fmap.max(axis=(0, 1, 2)).astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            spread = high - low
-        broken = np.flatnonzero(~np.isfinite(spread))
-        if broken.size:
-            raise ValueError(
-                f"{layer}, channel {broken[0]}: activations that are not finite; "
-                "were the weights damaged?"
-            )
+        if not name or Path(name).name != name:
+            raise ValueError(f"{name!r} cannot be the name of a file in {str(self.output_dir)!r}")
+        shape = np.shape(fmap)
+        if len(shape) != 4 or shape[0] != 1 or not 0 < shape[3] <= square**2:
+            raise ValueError(f"{name}: expected (1, H, W, C ≤ {square}²), not an array of {shape}")
+        values = np.asarray(fmap[0], np.float64)
+        lowest, highest = values.min(axis=(0, 1)), values.max(axis=(0, 1))  # (C,)
+        finite = np.isfinite(lowest) & np.isfinite(highest)
+        if not finite.all():
+            raise ValueError(f"{name}, channel {finite.argmin()}: some values are not finite")
+        spread = highest - lowest
         flat = (spread < 1e-6 * spread.max()) | (spread == 0)
+        low, high = shown_range(values, flat, self.scale, self.after)
 
-        title = f"{layer} · {channels} channels of {height}×{width} · {flat.sum()} flat"
+        # The largest blocks that keep the page within MAX_DPI, then the dpi that just holds them.
+        height, width, channels = values.shape
+        room = np.subtract(PAGE, (TOP + BOTTOM, LEFT + RIGHT)) / square  # inches
+        k = max(int(min((room * MAX_DPI - GAP) / (height, width))), 1)
+        cell = k * height + GAP, k * width + GAP
+        dpi = math.ceil(max(cell / room))
+        grid = mosaic(to_levels(values, low, high), flat, square, k)
+
+        title = f"{showable(name)} · {channels} channels of {height}×{width} · {flat.sum()} flat"
+        if self.after != "conv":
+            title += f" · {VALUES[self.after]}"
         if self.weights is None:
             title += " · untrained weights"
-        description = (
-            f"layer: {layer}\n"
-            f"shape: {fmap.shape}\n"
-            f"channels: {channels}, {flat.sum()} flat\n"
-            f"activations: {low.min():.9g} to {high.max():.9g}\n"
-            f"scale: {self.scale} ({SCALES[self.scale]})\n"
-            f"colormap: {self.cmap}\n"
-            f"weights: {self.weights or 'none (untrained)'}"
-        )
-        bound = None
+        page = draw_page(grid, cell, dpi, title, f"{showable(self.source)} · {SCALES[self.scale]}")
         if self.scale == "layer":
-            bound = max(-low.min(), high.max())
-            low, spread = -bound, 2 * bound
-        levels = np.rint((fmap[0] - low) * (255 / np.where(flat, np.inf, spread)))
-        tiles = levels.astype(np.uint16).transpose(2, 0, 1)  # (C, H, W)
-
-        # The largest k that keeps the page within MAX_DPI, then the dpi that just holds it.
-        room = np.array(self.figsize[::-1]) - (TOP + BOTTOM, LEFT + RIGHT)  # height, width
-        k = int(min(((room * MAX_DPI - 1) / square - GAP) / (height, width)))
-        mosaic = _mosaic(tiles, flat, square, max(k, 1))
-        dpi = math.ceil(max(mosaic.shape / room))
-
-        # Rounded here, since matplotlib's own conversion to bytes cuts off: 113.99… to 113.
-        colors = np.rint(matplotlib.colormaps[self.cmap](np.linspace(0, 1, 256)) * 255)[:, :3]
-        colors = np.vstack([colors, *([shade] * 3 for shade in SHADES)]).astype(np.uint8)
-        if (colors == colors[:, :1]).all():
-            colors = colors[:, 0]  # a grey picture is a third of the bytes and of the work
-        tiled = Image.fromarray(np.take(colors, mosaic, axis=0))
-        rows = math.ceil(channels / square)
-        page = _page(self.figsize, dpi, mosaic.shape, square, rows, SCALES[self.scale])
-        page = page.convert(tiled.mode)
-        page.paste(_header(self.figsize[0], dpi, title, bound, colors), (0, 0))
-        page.paste(tiled, (round(LEFT * dpi), round(TOP * dpi)))
-
-        text = PngInfo()
-        for key, value in {
+            key = draw_key(values[..., ~flat], low, high, VALUES[self.after], dpi)
+            page[: key.shape[0], -key.shape[1] :] = key
+        picture = Image.fromarray(page)
+        colors = matplotlib.colormaps[self.cmap](np.linspace(0, 1, LEVELS))[:, :3]
+        greys = np.linspace(0, 1, GREYS)[:, np.newaxis].repeat(3, axis=1)
+        picture.putpalette(np.rint(np.vstack([colors, greys]) * 255).astype(np.uint8).tobytes())
+        modules = [sys.modules.get(name) for name in ("tensorflow", "keras", "numpy", "matplotlib")]
+        versions = [f"{module.__name__} {module.__version__}" for module in modules if module]
+        text = {
             "Title": title,
-            "Source": str(self.source),
-            "Description": description,
-            "Software": _versions(),
-        }.items():
-            # A file name may hold bytes that are no text.
-            text.add_text(key, value.encode("utf-8", "replace").decode())
-        return Path(self.output_dir, f"{layer}.png"), page, text, dpi
+            "Source": self.source,
+            "Description": f"values: {VALUES[self.after]}\n"
+            f"lowest and highest: {lowest.min():.6g} {highest.max():.6g}\n"
+            f"shape: {shape}\n"
+            f"scale: {self.scale}, {np.min(low):.6g} to {np.max(high):.6g}\n"
+            f"colormap: {self.cmap}\n"
+            f"weights: {self.weights or 'none (untrained)'}\n"
+            f"tiles: {square} in a row, {k}×{k} pixels per value\n"
+            f"first tile, x and y: {round(LEFT * dpi) + 1} {round(TOP * dpi) + 1}\n"
+            f"from tile to tile, x and y: {cell[1]} {cell[0]}",
+            "Channel ranges": "\n".join(map("{:.6g} {:.6g}".format, lowest, highest)),
+            "Software": f"MobileNet feature maps ({', '.join(versions)})",
+        }
+        return save_png(self.output_dir / f"{name}.png", picture, text, dpi)
 
 
-def _mosaic(tiles: np.ndarray, flat: np.ndarray, square: int, k: int) -> np.ndarray:
-    """Arrange tiles (C, H, W) row by row, each value a k×k block; cross the flat ones out."""
-    channels, height, width = tiles.shape
-    cross = Image.new("I", (k * width, k * height), PAPER)
-    pen = ImageDraw.Draw(cross)
-    pen.line((0, 0, cross.width - 1, cross.height - 1), fill=CROSS, width=2)
-    pen.line((0, cross.height - 1, cross.width - 1, 0), fill=CROSS, width=2)
-    blocks = tiles.repeat(k, axis=1).repeat(k, axis=2)
-    blocks[flat] = np.asarray(cross)
+def shown_range(values: Array, flat: Array, scale: str, after: str) -> tuple[Array, Array]:
+    """Return the values that the first and the last level stand for, for (H, W, C) `values`.
 
-    # A pixel of paper around each tile, and above and left of that a line.
-    cells = np.pad(blocks, ((0, square**2 - channels), (1, 1), (1, 1)), constant_values=PAPER)
-    cells = np.pad(cells, ((0, 0), (1, 0), (1, 0)), constant_values=LINE)
-    _, down, across = cells.shape
-    grid = cells.reshape(square, square, down, across).swapaxes(1, 2)
-    grid = np.pad(grid.reshape(square * down, -1), (0, 1), constant_values=LINE)
-    rows = math.ceil(channels / square)
-    grid[rows * down + 1 :] = PAPER
-    grid[(rows - 1) * down + 1 :, (channels - (rows - 1) * square) * across + 1 :] = PAPER
-    return grid
+    With scale="channel", these are the lowest and the highest of each channel, two arrays (C,).
+    With scale="layer", they are 0 and 6 after ReLU6, its own range; otherwise -b and b, where b
+    is the 99th percentile of |value| over the channels that are not flat.
+    """
+    if scale == "channel":
+        return values.min(axis=(0, 1)), values.max(axis=(0, 1))
+    if after == "relu" or flat.all():
+        return np.float64(0), np.float64(6)
+    magnitudes = np.abs(values[..., ~flat])
+    bound = np.quantile(magnitudes, 0.99) or magnitudes.max()
+    return -bound, bound
 
 
-# The 26 layers share a few geometries, and labels are most of the work of drawing.
-@functools.lru_cache(maxsize=16)
-def _page(
-    figsize: tuple[float, float],
-    dpi: int,
-    mosaic: tuple[int, int],
-    columns: int,
-    rows: int,
-    scale: str,
-) -> Image.Image:
-    """Draw the paper and the rulers around a mosaic of that height and width in pixels."""
-    figure = Figure(figsize, dpi, facecolor="white")
-    label = {**TEXT, "size": 8, "transform": figure.dpi_scale_trans}
-    left, top = LEFT, figsize[1] - TOP
-    down, across = np.divide(mosaic, columns * dpi)
-    every = math.ceil(0.2 / min(down, across))  # labels closer than 0.2 inches would touch
-    for column in range(0, columns, every):
-        x = left + (column + 0.5) * across
-        figure.text(x, top + 0.04, str(column), ha="center", va="bottom", **label)
-    for row in range(0, rows, every):
-        y = top - (row + 0.5) * down
-        number = str(row * columns)
-        figure.text(left - 0.06, y, number, ha="right", va="center_baseline", **label)
-    caption = f"channel = row label + column label   ·   {scale}   ·   crossed box = flat channel"
-    figure.text(left, 0.07, caption, **label)
-    return _render(figure)
+def to_levels(values: Array, low: Array, high: Array) -> Array:
+    """Scale values from low … high to levels 0 … LEVELS - 1, and those beyond to an end level."""
+    spread = np.where(low == high, 1, high - low)
+    levels = np.rint((values - low) * ((LEVELS - 1) / spread))
+    return np.clip(levels, 0, LEVELS - 1).astype(np.uint8)
 
 
-def _header(
-    width: float, dpi: int, title: str, bound: float | None, colors: np.ndarray
-) -> Image.Image:
-    """Draw the title and, for one scale from -bound to bound, its colourbar."""
-    figure = Figure((width, HEADER), dpi, facecolor="white")
-    label = {**TEXT, "size": 8, "transform": figure.dpi_scale_trans}
-    figure.text(LEFT, HEADER / 2, title, va="center_baseline", **{**label, "size": 13})
-    if bound is None:
-        return _render(figure)
-    left, bottom, height = width - RIGHT - BAR, 0.23, 0.1
-    figure.text(left - 0.1, bottom + height / 2, "activation", ha="right", va="center", **label)
-    for share, value, align in ((0, -bound, "left"), (0.5, 0, "center"), (1, bound, "right")):
-        number = f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
-        figure.text(left + share * BAR, 0.09, number, ha=align, **label)
-    bar = Image.fromarray(colors[np.newaxis, :256])
-    header = _render(figure).convert(bar.mode)
-    bar = bar.resize((round(BAR * dpi), round(height * dpi)), Image.Resampling.NEAREST)
-    header.paste(bar, (round(left * dpi), round((HEADER - bottom - height) * dpi)))
-    return header
+def mosaic(levels: Array, flat: Array, square: int, k: int) -> Array:
+    """Arrange levels (H, W, C) as framed tiles, `square` in a row, with k×k pixels per level."""
+    height, width, channels = levels.shape
+    rows, down, across = math.ceil(channels / square), k * height + GAP, k * width + GAP
+    tiles = np.full((rows * square, down, across), PAPER, np.uint8)
+    tiles[:channels, :-1, :-1] = LINE
+    inside = tiles[:channels, 1:-2, 1:-2]
+    inside[:] = levels.transpose(2, 0, 1).repeat(k, axis=1).repeat(k, axis=2)
+    y, x = (np.abs(np.linspace(-1, 1, side)) for side in inside.shape[1:])
+    inside[flat] = np.where(np.abs(np.subtract.outer(y, x)) < 3 / x.size, CROSS, PAPER)
+    grid = tiles.reshape(rows, square, down, across).swapaxes(1, 2)
+    return grid.reshape(rows * down, square * across)
 
 
-def _render(figure: Figure) -> Image.Image:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L")
+def draw_page(grid: Array, cell: tuple[int, int], dpi: int, title: str, caption: str) -> Array:
+    """Put a grid on paper, with a title, a caption, and numbers for its rows and columns."""
+    left, top, bottom, ruler = (round(inches * dpi) for inches in (LEFT, TOP, BOTTOM, 0.2))
+    (height, width), (down, across), side = grid.shape, cell, PAGE * dpi
+    rows, columns, every = height // down, width // across, math.ceil(ruler / min(cell))
+    over = [((c + 0.5) * across, ruler / 2, f"{c}") for c in range(0, columns, every)]
+    beside = [(0.85 * left, (r + 0.5) * down, f"{r * columns}") for r in range(0, rows, every)]
+    caption += " · channel = row label + column label · crossed box = flat channel"
+    page = np.full((side, side), PAPER, np.uint8)
+    page[top : top + height, left : left + width] = grid
+    size = min(13, 800 / len(title))  # so that a colourbar has room beside it
+    page[: top - ruler] = draw_text(top - ruler, side, dpi, size, "left", (left, ruler, title))
+    page[top - ruler : top, left : left + width] = draw_text(ruler, width, dpi, 8, "center", *over)
+    page[top : top + height, :left] = draw_text(height, left, dpi, 8, "right", *beside)
+    page[-bottom:] = draw_text(bottom, side, dpi, 8, "left", (left, bottom / 2, caption))
+    return page
 
 
-def _save(path: Path, picture: Image.Image, text: PngInfo, dpi: int) -> Path:
-    """Write the picture beside its place, move it there whole, and return its path."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+def draw_key(values: Array, low: float, high: float, label: str, dpi: int) -> Array:
+    """Draw the levels as a colourbar, with pointed ends if some of the values lie beyond it."""
+    beyond = np.count_nonzero((values < low) | (values > high)) / max(values.size, 1)
+    height, width, end, left = (round(inches * dpi) for inches in (0.1, 1.6, 0.05, 1.4))
+    words = [
+        (left / 2, 1.5 * height, label),
+        (left / 2, 3 * height, f"{100 * beyond:.2g} % beyond"),
+    ]
+    numbers = [(end + s * width, 3 * height, f"{low + s * (high - low):.3g}") for s in (0, 0.5, 1)]
+    right = width + 2 * end + round(RIGHT * dpi)
+    key = np.hstack(
+        [
+            draw_text(4 * height, left, dpi, 8, "center", *words),
+            draw_text(4 * height, right, dpi, 8, "center", *numbers),
+        ]
+    )
+    bar = np.pad(np.rint(np.linspace(0, LEVELS - 1, width)), end, "edge")
+    for row in range(height):
+        cut = abs(row - height // 2) if beyond else end
+        key[height + row, left + cut : left + bar.size - cut] = bar[cut : bar.size - cut]
+    return key
+
+
+# Pages share most of their labels, and drawing these takes longer than all the rest.
+@functools.lru_cache(maxsize=256)
+def draw_text(height: int, width: int, dpi: int, size: float, align: str, *texts: tuple) -> Array:
+    """Draw texts (x, y, string) on paper of (height, width) pixels; y counts from its top."""
+    font = {"family": FONT, "size": size, "color": "black", "usetex": False, "parse_math": False}
+    place = {"ha": align, "va": "center_baseline"}
+    with MATPLOTLIB:
+        # Half a pixel more, because matplotlib cuts off what rounding leaves of the last one.
+        figure = Figure(((width + 0.5) / dpi, (height + 0.5) / dpi), dpi, facecolor="white")
+        for x, y, string in texts:
+            figure.text(x / width, 1 - y / height, string, **place, **font)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        red = np.asarray(canvas.buffer_rgba())[:, :, 0]  # as green and blue: all is grey
+    return (LEVELS + np.rint(red * ((GREYS - 1) / 255))).astype(np.uint8)
+
+
+def showable(text: str) -> str:
+    """Replace characters that the font lacks or that do not print, and shorten a long text."""
+    known = get_font(findfont(FONT)).get_char_index
+    text = "".join(c if c.isprintable() and known(ord(c)) else "\ufffd" for c in text)
+    return text if len(text) <= 40 else f"{text[:20]}…{text[-19:]}"
+
+
+def save_png(path: Path, picture: Image.Image, text: dict[str, str], dpi: int = 96) -> Path:
+    """Write a picture beside its place and move it there, so that it is never half-written."""
+    info = PngInfo()
+    for key, value in text.items():  # a file name may hold bytes that are not text
+        info.add_text(key, value.encode(errors="replace").decode(), zip=len(value) > 999)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "xb") as file:
-                # Level 1 takes 2/5 of the time of level 6, for 10% more bytes.
-                picture.save(file, "png", pnginfo=text, dpi=(dpi, dpi), compress_level=1)
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut could leave an empty file there
-            os.replace(part, path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    except FileExistsError as error:
-        raise NotADirectoryError(f"cannot write {str(path)!r}: its folder is a file") from error
+        with open(part, "wb") as file:
+            picture.save(file, "png", pnginfo=info, dpi=(dpi, dpi), compress_level=1)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave an empty file in its place
+        os.replace(part, path)
     except OSError as error:
-        raise type(error)(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
     return path
 
 
-def _versions() -> str:
-    modules = ("tensorflow", "keras", "numpy", "matplotlib", "PIL")
-    loaded = [f"{name} {sys.modules[name].__version__}" for name in modules if name in sys.modules]
-    return f"MobileNet feature maps ({', '.join(loaded)})"
-
-
-_HOLDER = "import sys; sys.stderr.buffer.write(sys.stdin.buffer.read())"
-
-
-@contextlib.contextmanager
-def _messages_held() -> Iterator[TextIO]:
-    """Hold back what is written to file descriptor 2; yield a stream to the real stderr.
-
-    TensorFlow's native code logs there, whatever the environment says, before Python can set
-    a level. Another process holds the lines, and lets them out if the block fails for a reason
-    that is not the user's, also if native code takes this whole process down.
-    """
-    command = [sys.executable, "-I", "-S", "-c", _HOLDER]
-    # In a session of its own, since Ctrl-C in a terminal reaches the whole process group.
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    drop = False
-    with open(os.dup(2), "w", 1, sys.stderr.encoding, "backslashreplace") as stderr:
-        os.dup2(holder.stdin.fileno(), 2)
-        try:
-            yield stderr
-            drop = True
-        except (KeyboardInterrupt, SystemExit, OSError, ValueError):
-            drop = True
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr.fileno(), 2)
-            if drop:
-                holder.kill()
-            holder.communicate()
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status."""
-    parser = _Parser(prog="Visualize.py", description=__doc__)
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(prog="Visualize.py", description=__doc__)
+    parser.error = lambda message: sys.exit(complain(message, 2))  # one line, without the usage
     add = parser.add_argument
-    add(
-        "--image_path",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="PICTURE",
-        help="one or more pictures",
-    )
-    add("--output_dir", default="Images", help="where the grids go (default: %(default)s)")
-    add(
-        "--weights",
-        default="imagenet",
-        help="imagenet, none (untrained), or a weights file (default: %(default)s)",
-    )
-    add(
-        "--scale",
-        default="channel",
-        choices=SCALES,
-        help="one range for each channel, or one for each layer (default: %(default)s)",
-    )
-    add("--cmap", help="a matplotlib colormap (default: gray; with --scale layer, coolwarm)")
-    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--image_path", nargs="+", action="extend", required=True, help="one or more pictures")
+    add("--output_dir", default="Images", help="output folder (default: Images)")
+    add("--weights", default="imagenet", help="imagenet (default), none (untrained) or a file")
+    stages = "draw what comes after the convolution, its batch normalisation or its ReLU6"
+    add("--after", choices=VALUES, default="conv", help=f"{stages} (default: conv)")
+    scales = "stretch each channel over its own range, or show all of a layer on one scale"
+    add("--scale", choices=SCALES, default="channel", help=f"{scales} (default: channel)")
+    cmaps = "gray; with --scale layer, coolwarm, or viridis after ReLU6"
+    zero = "With --scale channel, the middle of a diverging colormap is not zero."
+    add("--cmap", help=f"a matplotlib colormap (default: {cmaps}). {zero}")
+    add("--quiet", action="store_true", help="print only errors")
     args = parser.parse_args(argv)
-
-    # What can be told without TensorFlow is told at once.
-    weights = None if args.weights == "none" else args.weights
+    status = 2  # until the work begins, it is what was typed that is wrong
     try:
-        visualize = Visualize(args.output_dir, scale=args.scale, cmap=args.cmap, weights=weights)
-        if weights not in (None, "imagenet"):
-            check_weights(weights)
-        folders = _folders(args.image_path, args.output_dir)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-
-    try:
-        with _messages_held() as stderr:
-            return _run(visualize, weights, folders, args.quiet, stderr)
+        folders = check(args)
+        status = 1
+        # What is printed on the way goes to stderr; stdout is for the result alone.
+        with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stderr):
+            drawn = run(args, folders)
     except KeyboardInterrupt:
         return 130
     except (ImportError, OSError, ValueError) as error:
-        _complain(error, sys.stderr)
-        return 1
+        return complain(error, status)
+    if drawn and not args.quiet:
+        what = repr(drawn[0]) if len(folders) == 1 else f"each of {len(drawn)} pictures"
+        print(f"26 grids and input.png of {what} saved in {args.output_dir!r}")
+    return 0 if len(drawn) == len(folders) else 2
 
 
-def _folders(paths: Sequence[str], output_dir: str) -> dict[str, Path]:
-    """Give the folder of each picture's grids, if it can be written to without a loss."""
-    if not output_dir:
-        raise ValueError("the name of the output folder is empty")
-    folders: dict[str, Path] = {}
-    owners: dict[str, str] = {}
-    for path in paths:
-        folder = Path(output_dir)
-        if len(paths) > 1:
-            folder /= os.path.splitext(os.path.basename(path))[0]  # never "..", as a stem can be
-        # Casefolded, since on some file systems Bird and bird are one name.
-        owner = owners.setdefault(str(folder).casefold(), path)
-        if owner in folders:
+def complain(error: Exception | str, status: int = 2) -> int:
+    """Print an error as one line, without characters that a terminal would obey."""
+    line = " ".join(str(error).split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    print(f"Visualize.py: error: {line}", file=sys.stderr)
+    return status
+
+
+def check(args: argparse.Namespace) -> dict[str, Path]:
+    """Give each picture its folder; refuse what would fail later or cost the user a file."""
+    Visualize(scale=args.scale, cmap=args.cmap, after=args.after)
+    if args.weights not in ("imagenet", "none") and not os.path.isfile(args.weights):
+        raise ValueError(f"no weights file {args.weights!r}: name another, imagenet or none")
+    folders, owners = {}, {}
+    for path in args.image_path:
+        stem = os.path.splitext(os.path.basename(path))[0]  # that of a Path could be ".."
+        folder = Path(args.output_dir, stem if len(args.image_path) > 1 else "")
+        key = str(folder).casefold()  # on some systems, Bird and bird are one folder
+        if key in owners:
             raise ValueError(
-                f"{owner!r} and {path!r} would share the folder {str(folder)!r}: rename one, or "
-                "take two runs"
+                f"{owners[key]!r} and {path!r} would share {str(folder)!r}: rename one"
             )
-        existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
-        if not existing.is_dir():
-            raise ValueError(f"{str(existing)!r} is not a folder: choose another --output_dir")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise ValueError(f"cannot write into {str(existing)!r}: choose another --output_dir")
-        folders[path] = folder
-    places = {folder.resolve() for folder in folders.values()}
-    for path in paths:
-        place = Path(path).resolve()
-        if place.parent in places and re.fullmatch(r"conv_[dp]w_\d+\.png", place.name):
-            raise ValueError(f"a grid would replace {path!r}: choose another --output_dir")
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ValueError(f"cannot write into {str(there)!r}: choose another --output_dir")
+        folders[path], owners[key] = folder, path
+    places = {os.path.realpath(folder) for folder in folders.values()}
+    for path in folders:
+        place, name = os.path.split(os.path.realpath(path))
+        if place in places and name in {f"{layer}.png" for layer in (*LAYERS, "input")}:
+            raise ValueError(f"{path!r} would be overwritten: choose another --output_dir")
     return folders
 
 
-def _run(
-    visualize: Visualize,
-    weights: str | None,
-    folders: dict[str, Path],
-    quiet: bool,
-    stderr: TextIO,
-) -> int:
-    """Draw the pictures that can be read, each into its folder; return the exit status."""
-    readable = []
+def run(args: argparse.Namespace, folders: dict[str, Path]) -> list[str]:
+    """Draw each picture into its folder, and return those that could be read."""
+    readable, drawn = [], []
     for path in folders:
         try:
-            if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
-                raise OSError(f"{path!r} is a pipe or a device: save the picture as a file first")
-            read_picture(path)
-            readable.append(path)
+            with open_picture(path):
+                readable.append(path)
         except (OSError, ValueError) as error:
-            _complain(error, stderr)
+            complain(error)
     if not readable:
-        return 2
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import track
-
-    console = Console(file=stderr, force_terminal=stderr.isatty())
-    console.quiet = quiet or not console.is_interactive
-    if not quiet:
-        print("Loading MobileNet ...", file=stderr)
-    # Keras draws the bar of its download on stdout, which is for the result alone.
-    with contextlib.redirect_stdout(sys.stderr if console.quiet else stderr):
+        return []
+    print("Loading MobileNet ...")
+    keras = import_keras()
+    weights = None if args.weights == "none" else args.weights
+    model = Simple_Model(weights, args.after)
+    bar = keras.utils.Progbar(len(readable), unit_name="picture", verbose=sys.stdout.isatty())
+    for number, path in enumerate(readable, 1):
+        name, folder = os.path.basename(path), folders[path]
+        if not sys.stdout.isatty():
+            print(f"Drawing {path!r} ({number} of {len(readable)}) ...")
+        bar.update(number - 1)
         try:
-            model = Simple_Model(weights)
-        except ValueError as error:  # a damaged file: Keras's, or one that the user passed
-            _complain(error, stderr)
-            return 1 if weights == "imagenet" else 2
-
-    output_dir = visualize.output_dir
-    paths: list[Path] = []
-    drawn = 0
-    for path in readable:
-        try:
-            feature_maps = model.get_feature_map(path)
-        except (OSError, ValueError) as error:  # the file has changed since it was read above
-            _complain(error, stderr)
+            picture = read_picture(path)
+        except (OSError, ValueError) as error:  # what only its pixels tell
+            complain(error)
             continue
-        visualize.source, visualize.output_dir = os.path.basename(path), folders[path]
-        label = visualize.source
-        if len(readable) > 1:
-            label += f" ({readable.index(path) + 1} of {len(readable)})"
-        bar = track(
-            feature_maps,
-            escape(label),
-            console=console,
-            transient=True,
-            disable=console.quiet,
-        )
-        with contextlib.closing(bar):  # it hides the cursor, also when the drawing fails
-            paths += visualize.show_each_feature_map(bar)
-        drawn += 1
-    if drawn and not quiet:
-        what, where = repr(visualize.source), repr(str(paths[0].parent))
-        if drawn > 1:
-            what, where = f"{drawn} pictures", f"folders of {str(output_dir)!r}"
-        print(f"{len(paths)} grids of {what} saved in {where}", flush=True)
-    return 0 if drawn == len(folders) else 2
+        save_png(folder / "input.png", picture, {"Source": name})
+        look = {"scale": args.scale, "cmap": args.cmap, "after": args.after}
+        visualize = Visualize(folder, **look, weights=weights, source=name)
+        visualize.show_each_feature_map(model.get_feature_map(picture))
+        drawn.append(path)
+    return drawn
 
 
-def _complain(error: Exception, stderr: TextIO) -> None:
-    print(f"Visualize.py: error: {error}", file=stderr)
+def import_keras() -> Any:
+    """Import Keras without the lines that native code writes to stderr, unless it fails.
+
+    TensorFlow logs there before any setting can stop it. Another process holds the lines,
+    because native code can end this one: TensorFlow aborts on a processor without AVX.
+    """
+    command = [sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.read())"]
+    # In a session of its own, because Ctrl-C in a terminal reaches the whole process group.
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    stderr = os.dup(2)
+    os.dup2(holder.stdin.fileno(), 2)
+    try:
+        import keras
+
+        keras.ops.zeros(1)  # the first operation looks for devices, and logs that too
+        holder.kill()
+        return keras
+    except KeyboardInterrupt:
+        holder.kill()
+        raise
+    except Exception as error:
+        reason = f"cannot load Keras and TensorFlow ({error})"
+        raise ImportError(f"{reason}: run 'pip install -r requirements.txt' again") from error
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        holder.communicate()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, on_interrupt)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up, as Ctrl-C does
-    # Where these are closed, as some schedulers do, they would be None.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    sys.stdout.reconfigure(errors="backslashreplace")  # for file names that it cannot encode
-    sys.exit(main())
+    warnings.simplefilter("ignore")
+    gc.set_threshold(100_000)  # importing TensorFlow makes a million objects that stay
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
+    status = main()
+    gc.freeze()  # spares them at the exit too
+    sys.exit(status)
