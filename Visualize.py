@@ -213,23 +213,22 @@ def draw_page(grid: Array, cell: tuple[int, int], dpi: int, title: str, caption:
 def draw_key(values: Array, low: float, high: float, label: str, dpi: int) -> Array:
     """Draw the levels as a colourbar, with pointed ends if some of the values lie beyond it."""
     beyond = np.count_nonzero((values < low) | (values > high)) / max(values.size, 1)
-    height, width, end, left = (round(inches * dpi) for inches in (0.1, 1.6, 0.05, 1.4))
+    height, width, end, left = (round(inches * dpi) for inches in (0.1, 1.6, 0.05, 1.25))
+    start, right = round(0.3 * dpi), round(RIGHT * dpi)  # room for the first and the last number
+    bar = np.pad(np.rint(np.linspace(0, LEVELS - 1, width)), end, "edge")
     words = [
         (left / 2, 1.5 * height, label),
         (left / 2, 3 * height, f"{100 * beyond:.2g} % beyond"),
     ]
-    numbers = [(end + s * width, 3 * height, f"{low + s * (high - low):.3g}") for s in (0, 0.5, 1)]
-    right = width + 2 * end + round(RIGHT * dpi)
-    key = np.hstack(
-        [
-            draw_text(4 * height, left, dpi, 8, "center", *words),
-            draw_text(4 * height, right, dpi, 8, "center", *numbers),
-        ]
-    )
-    bar = np.pad(np.rint(np.linspace(0, LEVELS - 1, width)), end, "edge")
+    numbers = [
+        (start + end + share * width, 3 * height, f"{low + share * (high - low):.3g}")
+        for share in (0, 0.5, 1)
+    ]
+    parts = ((left, words), (start + bar.size + right, numbers))
+    key = np.hstack([draw_text(4 * height, w, dpi, 8, "center", *texts) for w, texts in parts])
     for row in range(height):
         cut = abs(row - height // 2) if beyond else end
-        key[height + row, left + cut : left + bar.size - cut] = bar[cut : bar.size - cut]
+        key[height + row, left + start + cut : -right - cut] = bar[cut : bar.size - cut]
     return key
 
 
