@@ -28,21 +28,25 @@ from Model import Simple_Model  # noqa: E402
 
 SAMPLE = ROOT / "sample.jpg"
 MANY = 20
+LOOP = 100
 CHANNELS = 10_912  # of the 26 layers
 SUBSET = ("conv_dw_1", "conv_dw_4", "conv_pw_4")  # drawn with one Axes per channel
 
 
 def run(*arguments: str | Path) -> tuple[float, float]:
     """Run Python as a process of its own; return its seconds and its peak memory in MB."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if status:
-        sys.exit(f"benchmark: this failed: {' '.join(map(str, process.args))}")
+    with tempfile.TemporaryFile() as messages:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=messages
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if status:
+            messages.seek(0)
+            command = " ".join(map(str, process.args))
+            sys.exit(f"{messages.read().decode(errors='replace')}benchmark: failed: {command}")
     return seconds, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
@@ -85,16 +89,25 @@ def main() -> None:
             "import tensorflow": ("-c", "import tensorflow"),
             "the command, 1 picture": (*visualize, SAMPLE),
             f"the command, {MANY} pictures": (*visualize, *pictures),
+            "the same, --scale layer, 1 picture": (*visualize, SAMPLE, "--scale", "layer"),
+            f"the same, --scale layer, {MANY} pictures": (
+                *visualize,
+                *pictures,
+                "--scale",
+                "layer",
+            ),
         }
         # In turn, so that a machine whose speed drifts drifts for all; the first is a warm-up.
         runs = [[run(*command) for command in commands.values()] for _ in range(args.pairs + 1)]
 
         model = Simple_Model()
         feature_maps = model.get_feature_map(SAMPLE)
-        drawing = []
-        for _ in runs:
-            Visualize._page.cache_clear()  # as in a new process
-            drawing.append(timed(Visualize.Visualize(folder).show_each_feature_map, feature_maps))
+        drawing = {}
+        for scale in Visualize.SCALES:
+            Visualize.draw_text.cache_clear()  # as in a new process
+            draw = Visualize.Visualize(folder, scale=scale).show_each_feature_map
+            drawing[scale] = [timed(draw, feature_maps) for _ in runs]
+        loops = [timed(loop, Simple_Model(), eager) for _ in range(3) for eager in (True, False)]
 
         layers = dict(zip(model.output_layers, feature_maps, strict=True))
         chosen = layers if args.full else SUBSET
@@ -103,16 +116,32 @@ def main() -> None:
         axes *= CHANNELS / drawn  # 1 with --full
 
     seconds, peaks = np.array(runs[1:]).transpose(2, 1, 0)  # each (command, run)
-    further = (seconds[2] - seconds[1]) / (MANY - 1)
-    print(f"{'medians of ' + str(args.pairs):<32}   seconds   ratio    peak MB   ratio")
+    print(f"{'medians of ' + str(args.pairs):<40}   seconds   ratio    peak MB   ratio")
     for name, time_row, peak_row in zip(commands, seconds, peaks, strict=True):
         times, memory = table_row(time_row, seconds[0]), table_row(peak_row, peaks[0])
-        print(f"{name:<32}{times}{memory}")
-    print(f"{'each picture after the first':<32}{table_row(further, seconds[0])}")
-    print(f"{'drawing alone, 26 grids':<32}{table_row(drawing[1:], seconds[0])}")
-    print(f"{'one Axes per channel, once':<32}{table_row([axes], seconds[0])}")
+        print(f"{name:<40}{times}{memory}")
+    for one, scale in ((1, "channel"), (3, "layer")):
+        further = (seconds[one + 1] - seconds[one]) / (MANY - 1)
+        print(f"{f'each further picture, --scale {scale}':<40}{table_row(further, seconds[0])}")
+        name = f"drawing alone, 26 grids, --scale {scale}"
+        print(f"{name:<40}{table_row(drawing[scale][:1], seconds[0])} at first")
+        print(f"{'  again':<40}{table_row(drawing[scale][1:], seconds[0])}")
+    print(f"{'one Axes per channel, once':<40}{table_row([axes], seconds[0])}")
     if not args.full:
         print(f"  (scaled up from {drawn:,} of {CHANNELS:,} channels; --full draws them all)")
+    rates = LOOP / np.reshape(loops, (3, 2))
+    eager, compiled = np.median(rates, axis=0)
+    ratio = np.median(rates[:, 1] / rates[:, 0])
+    print(f"get_feature_map in a loop of {LOOP}: {compiled:.1f} pictures per second,")
+    print(f"  {ratio:.2f} times the {eager:.1f} of the network when it is never compiled")
+
+
+def loop(model: Simple_Model, eager: bool) -> None:
+    """Compute the feature maps of one picture again and again."""
+    for _ in range(LOOP):
+        if eager:
+            model._calls = 0  # so that get_feature_map does not change over to compiled code
+        model.get_feature_map(SAMPLE)
 
 
 def table_row(values: Sequence[float], beside: np.ndarray) -> str:
