@@ -146,7 +146,7 @@ def open_picture(img_path: Picture) -> Iterator[Image.Image]:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not in a format that this Pillow knows"
-        raise kind(
-            f"cannot read picture {name} ({reason}): check the path, or save the picture again as "
-            "a PNG or JPEG, scaled down if it is very large"
-        ) from error
+        advice = "save it again as a PNG or JPEG, scaled down if it is very large"
+        if isinstance(error, FileNotFoundError):
+            advice = "check the path"
+        raise kind(f"cannot read picture {name} ({reason}): {advice}") from error

@@ -85,7 +85,9 @@ class Visualize:
             feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
         if not isinstance(feature_maps, Mapping):
             raise ValueError(f"expected {len(LAYERS)} arrays in a list or a mapping from names")
-        squares = [math.ceil(np.shape(fmap)[-1] ** 0.5) for fmap in feature_maps.values()]
+        squares = [
+            math.ceil(math.prod(np.shape(fmap)[-1:]) ** 0.5) for fmap in feature_maps.values()
+        ]
         draw = self.proccess_each_feature_map
         with ThreadPoolExecutor(2) as threads:
             return list(threads.map(draw, squares, feature_maps.values(), feature_maps))
@@ -103,7 +105,7 @@ class Visualize:
         if not name or Path(name).name != name:
             raise ValueError(f"{name!r} cannot be the name of a file in {str(self.output_dir)!r}")
         shape = np.shape(fmap)
-        if len(shape) != 4 or shape[0] != 1 or not 0 < shape[3] <= square**2:
+        if len(shape) != 4 or shape[0] != 1 or 0 in shape or square < shape[3] ** 0.5:
             raise ValueError(f"{name}: expected (1, H, W, C ≤ {square}²), not an array of {shape}")
         values = np.asarray(fmap[0], np.float64)
         lowest, highest = values.min(axis=(0, 1)), values.max(axis=(0, 1))  # (C,)
@@ -410,7 +412,7 @@ def import_keras() -> Any:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    gc.set_threshold(100_000)  # importing TensorFlow makes a million objects that stay
+    gc.set_threshold(10_000)  # importing TensorFlow makes a million objects that stay
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     status = main()
     gc.freeze()  # spares them at the exit too
