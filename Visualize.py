@@ -34,7 +34,7 @@ from Model import LAYERS, Simple_Model, open_picture, read_picture
 # number of levels is odd, so that zero has a level of its own on a symmetric scale.
 LEVELS, GREYS = 239, 17
 CROSS, LINE, PAPER = LEVELS + 6, LEVELS + 10, LEVELS + 16
-PAGE, LEFT, RIGHT, TOP, BOTTOM = 10, 0.45, 0.25, 0.6, 0.25  # a page and its margins, in inches
+PAGE, LEFT, RIGHT, TOP, BOTTOM = 10, 0.45, 0.25, 0.57, 0.22  # a page and its margins, in inches
 MAX_DPI = 150  # so that a page has at most 1500 pixels a side
 GAP = 3  # pixels between tiles: the frames of both, and paper between them
 FONT = "DejaVu Sans"  # comes with matplotlib
@@ -102,7 +102,7 @@ class Visualize:
         Raises ValueError if the shape, a value or the name does not allow this or the channels
         are more than square², and OSError if the picture cannot be written.
         """
-        if not name or Path(name).name != name:
+        if not name.strip(".") or Path(name).name != name:
             raise ValueError(f"{name!r} cannot be the name of a file in {str(self.output_dir)!r}")
         shape = np.shape(fmap)
         if len(shape) != 4 or shape[0] != 1 or 0 in shape or square < shape[3] ** 0.5:
@@ -238,13 +238,15 @@ def draw_key(values: Array, low: float, high: float, label: str, dpi: int) -> Ar
 @functools.lru_cache(maxsize=256)
 def draw_text(height: int, width: int, dpi: int, size: float, align: str, *texts: tuple) -> Array:
     """Draw texts (x, y, string) on paper of (height, width) pixels; y counts from its top."""
-    font = {"family": FONT, "size": size, "color": "black", "usetex": False, "parse_math": False}
-    place = {"ha": align, "va": "center_baseline"}
+    place = {"size": size, "ha": align, "va": "center_baseline", "color": "black"}
+    # Said in full, so that a user's matplotlibrc cannot make the labels unreadable.
+    font = {"family": FONT, "weight": "normal", "style": "normal", "stretch": "normal"}
+    plain = {"usetex": False, "parse_math": False, "antialiased": True}
     with MATPLOTLIB:
         # Half a pixel more, because matplotlib cuts off what rounding leaves of the last one.
         figure = Figure(((width + 0.5) / dpi, (height + 0.5) / dpi), dpi, facecolor="white")
         for x, y, string in texts:
-            figure.text(x / width, 1 - y / height, string, **place, **font)
+            figure.text(x / width, 1 - y / height, string, **place, **font, **plain)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         red = np.asarray(canvas.buffer_rgba())[:, :, 0]  # as green and blue: all is grey
@@ -317,7 +319,8 @@ def complain(error: Exception | str, status: int = 2) -> int:
     """Print an error as one line, without characters that a terminal would obey."""
     line = " ".join(str(error).split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    print(f"Visualize.py: error: {line}", file=sys.stderr)
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""  # in the place of a progress bar
+    print(f"{start}Visualize.py: error: {line}", file=sys.stderr)
     return status
 
 
@@ -362,22 +365,24 @@ def run(args: argparse.Namespace, folders: dict[str, Path]) -> list[str]:
     keras = import_keras()
     weights = None if args.weights == "none" else args.weights
     model = Simple_Model(weights, args.after)
-    bar = keras.utils.Progbar(len(readable), unit_name="picture", verbose=sys.stdout.isatty())
+    terminal = sys.stdout.isatty()
+    bar = keras.utils.Progbar(len(readable), unit_name="picture", verbose=int(terminal))
+    bar.update(0)
     for number, path in enumerate(readable, 1):
-        name, folder = os.path.basename(path), folders[path]
-        if not sys.stdout.isatty():
+        if not terminal:
             print(f"Drawing {path!r} ({number} of {len(readable)}) ...")
-        bar.update(number - 1)
         try:
             picture = read_picture(path)
         except (OSError, ValueError) as error:  # what only its pixels tell
             complain(error)
-            continue
-        save_png(folder / "input.png", picture, {"Source": name})
-        look = {"scale": args.scale, "cmap": args.cmap, "after": args.after}
-        visualize = Visualize(folder, **look, weights=weights, source=name)
-        visualize.show_each_feature_map(model.get_feature_map(picture))
-        drawn.append(path)
+        else:
+            name, folder = os.path.basename(path), folders[path]
+            save_png(folder / "input.png", picture, {"Source": name})
+            look = {"scale": args.scale, "cmap": args.cmap, "after": args.after}
+            visualize = Visualize(folder, **look, weights=weights, source=name)
+            visualize.show_each_feature_map(model.get_feature_map(picture))
+            drawn.append(path)
+        bar.update(number)
     return drawn
 
 

@@ -1,37 +1,43 @@
 """The command line as a person meets it: what it prints, where, and its exit status."""
 
 import contextlib
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE
+from conftest import ROOT, SAMPLE, described
 from PIL import Image
 from test_model import LAYERS
 
-NAMES = {f"{name}.png" for name, _, _ in LAYERS}
+from Model import read_picture
+from Visualize import main
+
+NAMES = {f"{name}.png" for name, _, _ in LAYERS} | {"input.png"}
+NATIVE = "import os, signal; os.write(2, b'native line\\n'); "
 # Stands in for a Keras that must not be loaded, or cannot be.
 FAKES = {
     "unwanted": "raise SystemExit('Keras was loaded')",
-    "broken": "import os; os.write(2, b'native line\\n'); raise ImportError('no\\nruntime')",
-    "invalid": "import os; os.write(2, b'native line\\n'); raise ValueError('size changed')",
-    "aborting": "import os; os.write(2, b'native line\\n'); os.abort()",
-    "terminated": "import os, signal; os.write(2, b'native line\\n'); "
-    "os.kill(os.getpid(), signal.SIGTERM)",
-    "interrupted": "import os, signal; os.write(2, b'native line\\n'); "
-    "signal.signal(signal.SIGINT, signal.default_int_handler); "  # where it came in ignored
+    "broken": NATIVE + "raise ImportError('no\\nruntime')",
+    "invalid": NATIVE + "raise ValueError('size changed')",
+    "aborting": NATIVE + "os.abort()",
+    "interrupted": NATIVE
+    + "signal.signal(signal.SIGINT, signal.default_int_handler); "  # where it came in ignored
     "os.killpg(0, signal.SIGINT)",  # as a terminal does
 }
+posix = pytest.mark.skipif(os.name == "nt", reason="needs what only POSIX has")
 
 
 def visualize(*arguments, keras=None, tmp_path=None, **environment):
     """Run the command; `keras` is the stand-in to run it with."""
     if keras:
-        (tmp_path / "keras.py").write_text(FAKES[keras])
-        environment["PYTHONPATH"] = str(tmp_path)
+        (tmp_path / "fake").mkdir(exist_ok=True)
+        (tmp_path / "fake" / "keras.py").write_text(FAKES[keras])
+        environment["PYTHONPATH"] = str(tmp_path / "fake")
     return subprocess.run(
         [sys.executable, ROOT / "Visualize.py", *arguments],
         env=os.environ | environment,
@@ -41,17 +47,34 @@ def visualize(*arguments, keras=None, tmp_path=None, **environment):
     )
 
 
+def refused(tmp_path, *arguments):
+    """What is said of a mistake, in one line, before Keras is loaded."""
+    done = visualize(*arguments, keras="unwanted", tmp_path=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    start, _, message = done.stderr.partition("Visualize.py: error: ")
+    assert start == ""
+    assert message.endswith("\n")
+    assert message[:-1].isprintable()
+    return message
+
+
 def test_the_main_job(tmp_path, pretrained):
-    done = visualize("--image_path", SAMPLE, "--output_dir", tmp_path / "new")
+    out = tmp_path / "new"
+    done = visualize("--image_path", SAMPLE, "--output_dir", out)
     assert done.returncode == 0
-    assert done.stdout == f"26 grids of 'sample.jpg' saved in {str(tmp_path / 'new')!r}\n"
-    assert done.stderr == "Loading MobileNet ...\n"
-    assert {path.name for path in (tmp_path / "new").iterdir()} == NAMES
-    for path in (tmp_path / "new").iterdir():
+    path = repr(str(SAMPLE))
+    assert done.stdout == f"26 grids and input.png of {path} saved in {str(out)!r}\n"
+    assert done.stderr == f"Loading MobileNet ...\nDrawing {path} (1 of 1) ...\n"
+    assert {path.name for path in out.iterdir()} == NAMES
+    for path in out.iterdir():
         with Image.open(path) as picture:
             picture.load()
             assert picture.text["Source"] == "sample.jpg"
-            assert "weights: imagenet" in picture.text["Description"]
+    np.testing.assert_array_equal(Image.open(out / "input.png"), read_picture(SAMPLE))
+    lines = described(out / "conv_pw_1.png")
+    assert (lines["weights"], lines["values"]) == ("imagenet", "convolution output")
+    assert Image.open(out / "conv_pw_1.png").text["Title"].startswith("conv_pw_1 · 64 channels")
+    assert "tensorflow " in Image.open(out / "conv_pw_1.png").text["Software"]
 
 
 def test_many_pictures_one_of_them_bad(tmp_path):
@@ -61,11 +84,14 @@ def test_many_pictures_one_of_them_bad(tmp_path):
     pictures = (SAMPLE, tmp_path / "cut.jpg", tmp_path / "turned.png")
     done = visualize("--image_path", *pictures, "--output_dir", out, "--weights", "none")
     assert done.returncode == 2
-    assert done.stdout == f"52 grids of 2 pictures saved in folders of {str(out)!r}\n"
-    error, loading = done.stderr.splitlines()
+    assert done.stdout == f"26 grids and input.png of each of 2 pictures saved in {str(out)!r}\n"
+    loading, first, second, error, third = done.stderr.splitlines()
+    assert loading == "Loading MobileNet ..."
+    for number, line in enumerate((first, second, third), 1):
+        assert line == f"Drawing {str(pictures[number - 1])!r} ({number} of 3) ..."
     assert error.startswith("Visualize.py: error: ")
     assert "cut.jpg" in error
-    assert loading == "Loading MobileNet ..."
+    assert "truncated" in error
     assert {path.name for path in out.iterdir()} == {"sample", "turned"}
     for folder in out.iterdir():
         assert {path.name for path in folder.iterdir()} == NAMES
@@ -76,17 +102,19 @@ def test_many_pictures_one_of_them_bad(tmp_path):
     assert not np.array_equal(sample, turned)
 
 
-def test_quiet_and_in_another_look(tmp_path):
-    look = ["--scale", "layer", "--cmap", "seismic"]
+@pytest.mark.parametrize(("after", "values"), [("bn", "batch-norm"), ("relu", "activation")])
+def test_quiet_and_in_another_look(tmp_path, after, values):
+    look = ["--scale", "layer", "--cmap", "seismic", "--after", after]
     options = ["--output_dir", tmp_path, "--weights", "none", "--quiet"]
     done = visualize("--image_path", SAMPLE, *options, *look)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    with Image.open(tmp_path / "conv_dw_2.png") as picture:
-        assert "scale: layer" in picture.text["Description"]
-        assert "colormap: seismic" in picture.text["Description"]
+    lines = described(tmp_path / "conv_dw_2.png")
+    assert lines["scale"].startswith("layer, ")
+    assert lines["colormap"] == "seismic"
+    assert lines["values"].startswith(values)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+@posix
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_bar_on_a_terminal(tmp_path, fails):
     if fails:
@@ -95,7 +123,9 @@ def test_a_bar_on_a_terminal(tmp_path, fails):
     options = ["--output_dir", tmp_path, "--weights", "none"]
     reader, terminal = os.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
-    running = subprocess.Popen([*command, *options], stderr=terminal, env=environment)
+    running = subprocess.Popen(
+        [*command, *options], stdout=subprocess.DEVNULL, stderr=terminal, env=environment
+    )
     os.close(terminal)
     shown = b""
     with contextlib.suppress(OSError):  # Linux's way to say that the terminal has been left
@@ -103,21 +133,22 @@ def test_a_bar_on_a_terminal(tmp_path, fails):
             shown += part
     os.close(reader)
     assert running.wait() == fails
-    shown, _, error = shown.decode().rpartition("\x1b[2K")  # the bar is taken away
+    shown = shown.decode()
     assert shown.startswith("Loading MobileNet ...")
-    assert "sample.jpg" in shown
-    assert "\x1b[?25h" in shown  # and the cursor is back
+    assert "0/1" in shown
+    assert ("1/1" in shown) == (not fails)
     if fails:
-        assert error.startswith("Visualize.py: error: cannot write '")
-        assert error.endswith("conv_dw_5.png': Is a directory\r\n")
+        assert "\r\x1b[KVisualize.py: error: cannot write '" in shown
+        assert shown.endswith("conv_dw_5.png': Is a directory\r\n")
     else:
-        assert error == ""
+        assert "error" not in shown
+        assert shown.endswith("\n")
 
 
-def test_help_is_fast_and_complete(tmp_path):
+def test_help_is_complete(tmp_path):
     done = visualize("--help", keras="unwanted", tmp_path=tmp_path)
     assert done.returncode == 0
-    for option in ("image_path", "output_dir", "weights", "scale", "cmap", "quiet"):
+    for option in ("image_path", "output_dir", "weights", "after", "scale", "cmap", "quiet"):
         assert f"--{option}" in done.stdout
 
 
@@ -125,48 +156,68 @@ def test_help_is_fast_and_complete(tmp_path):
     ("arguments", "message"),
     [
         ([], "required: --image_path"),
-        (["--image_path", "nothing.jpg"], "no picture 'nothing.jpg': check the path"),
-        (["--image_path", str(ROOT)], "is a folder"),
-        (["--image_path", __file__], "is not a picture"),
-        (["--image_path", "nothing.jpg", __file__], None),
-        (["--image_path", str(SAMPLE), str(SAMPLE)], "would share the folder"),
-        (["--image_path", "a/Bird.jpg", "b/bird.png"], "'a/Bird.jpg' and 'b/bird.png' would share"),
-        (["--image_path", str(SAMPLE), "--cmap", "virdis"], "did you mean viridis"),
-        (["--image_path", str(SAMPLE), "--scale", "big"], "invalid choice: 'big'"),
-        (["--image_path", str(SAMPLE), "--weights", "no.h5"], "cannot read weights file 'no.h5'"),
-        (["--image_path", str(SAMPLE), "--output_dir", __file__], "is not a folder"),
-        (["--image_path", str(SAMPLE), "--output_dir", f"{__file__}/x"], "is not a folder"),
-        (["--image_path", str(SAMPLE), "--output_dir", ""], "output folder is empty"),
+        (["nothing.jpg"], "cannot read picture 'nothing.jpg' (No such file"),
+        ([str(ROOT)], "it is a folder"),
+        ([__file__], "not in a format"),
+        ([str(SAMPLE), str(SAMPLE)], "would share"),
+        (["a/Bird.jpg", "b/bird.png"], "'a/Bird.jpg' and 'b/bird.png' would share"),
+        ([str(SAMPLE), "--cmap", "virdis"], "viridis"),
+        ([str(SAMPLE), "--scale", "big"], "invalid choice: 'big'"),
+        ([str(SAMPLE), "--after", "end"], "invalid choice: 'end'"),
+        ([str(SAMPLE), "--weights", "no.h5"], "no weights file 'no.h5'"),
+        ([str(SAMPLE), "--output_dir", __file__], "cannot write into"),
+        ([str(SAMPLE), "--output_dir", f"{__file__}/x"], "cannot write into"),
+        ([str(SAMPLE), "--bad\x1b[2J\x07"], r"--bad\x1b[2J\x07"),
+        (["no\x1b[2J\n\u202e.jpg"], "no"),
+        (["a\x1b[2J/b.jpg", "c/b.png"], "would share"),
+        (["n" * 300], "cannot read picture"),
     ],
 )
 def test_mistakes_are_told_before_keras_is_loaded(tmp_path, arguments, message):
     if "--output_dir" not in arguments:
         arguments = [*arguments, "--output_dir", str(tmp_path / "out")]
-    done = visualize(*arguments, keras="unwanted", tmp_path=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert all(line.startswith("Visualize.py: error: ") for line in lines)
-    assert len(lines) == (1 if message else 2)
-    assert (message or "") in lines[0]
+    if message != "required: --image_path":
+        arguments = ["--image_path", *arguments]
+    assert message in refused(tmp_path, *arguments)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_grid_does_not_replace_its_picture(tmp_path):
-    picture = tmp_path / "conv_pw_1.png"
-    Image.open(SAMPLE).save(picture)
-    arguments = ["--image_path", picture, "--output_dir", tmp_path / "." / "x" / ".."]
-    done = visualize(*arguments, keras="unwanted", tmp_path=tmp_path)
-    assert done.returncode == 2
-    assert "a grid would replace" in done.stderr
+def test_every_unreadable_picture_is_told(tmp_path):
+    done = visualize("--image_path", "nothing.jpg", __file__, keras="unwanted", tmp_path=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert "nothing.jpg" in first
+    assert "test_command.py" in second
 
 
-@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
-def test_a_pipe_is_refused_at_once(tmp_path):
+@pytest.mark.parametrize("name", ["conv_pw_1.png", "input.png"])
+def test_a_picture_is_not_overwritten(tmp_path, name):
+    Image.open(SAMPLE).save(tmp_path / name)
+    (tmp_path / "link.png").symlink_to(name)
+    old = (tmp_path / name).read_bytes()
+    for picture in (name, "link.png"):
+        arguments = ["--image_path", tmp_path / picture, "--output_dir", tmp_path / "x" / ".."]
+        assert "would be overwritten" in refused(tmp_path, *arguments)
+    assert (tmp_path / name).read_bytes() == old
+
+
+@posix
+def test_pipes_and_symlink_loops_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    done = visualize("--image_path", tmp_path / "pipe", keras="unwanted", tmp_path=tmp_path)
-    assert done.returncode == 2
-    assert "save the picture as a file first" in done.stderr
+    (tmp_path / "loop").symlink_to("loop")
+    out = ["--output_dir", tmp_path / "out"]
+    message = refused(tmp_path, "--image_path", tmp_path / "pipe", *out)
+    assert "a pipe" in message
+    message = refused(tmp_path, "--image_path", SAMPLE, "--weights", tmp_path / "pipe", *out)
+    assert "no weights file" in message
+    assert "loop" in refused(tmp_path, "--image_path", tmp_path / "loop", *out)
+    for folder in ("loop", "loop/in"):
+        options = ["--output_dir", tmp_path / folder, "--weights", "none"]
+        done = visualize("--image_path", SAMPLE, *options)
+        assert done.returncode in (1, 2)
+        errors = [line for line in done.stderr.splitlines() if not line.endswith(" ...")]
+        assert len(errors) == 1
+        assert errors[0].startswith("Visualize.py: error: cannot write")
 
 
 def test_an_environment_for_other_programs(tmp_path):
@@ -185,60 +236,70 @@ def test_names_of_dots_and_repeated_options(tmp_path):
     assert {path.parent for path in tmp_path.rglob("conv_*.png")} == {out / "..png", out / "...png"}
 
 
-def test_damaged_weights(tmp_path):
-    (tmp_path / "damaged.h5").write_text("no weights")
-    options = ["--weights", tmp_path / "damaged.h5", "--output_dir", tmp_path / "out"]
-    done = visualize("--image_path", SAMPLE, *options)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[1].startswith("Visualize.py: error: weights file '")
-    assert "damaged.h5" in done.stderr
-    assert len(done.stderr.splitlines()) == 2
-    assert not (tmp_path / "out").exists()
-
-
-def test_damaged_weights_in_the_cache(tmp_path):
-    cached = tmp_path / "models" / "mobilenet_1_0_224_tf_no_top.h5"
-    cached.parent.mkdir()
-    cached.write_text("half a download")
-    done = visualize("--image_path", SAMPLE, KERAS_HOME=str(tmp_path))
+@pytest.mark.parametrize("cached", [False, True])
+def test_damaged_weights(tmp_path, cached):
+    damaged = tmp_path / "models" / "mobilenet_1_0_224_tf_no_top.h5"
+    damaged.parent.mkdir()
+    damaged.write_text("half a download")
+    options = [] if cached else ["--weights", damaged]
+    out = tmp_path / "out"
+    home = {"KERAS_HOME": str(tmp_path)}
+    done = visualize("--image_path", SAMPLE, "--output_dir", out, *options, **home)
     assert done.returncode == 1
     _, error = done.stderr.splitlines()
-    assert str(cached) in error
-    assert error.endswith("delete it and Keras fetches it anew")
+    assert error.startswith(f"Visualize.py: error: cannot load weights file {str(damaged)!r}")
+    assert "delete it" in error
+    assert not out.exists()
 
 
 def test_offline_with_an_empty_cache(tmp_path):
     proxy = {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
-    done = visualize("--image_path", SAMPLE, KERAS_HOME=str(tmp_path), **proxy)
-    assert done.returncode == 1
-    _, error = done.stderr.splitlines()
-    assert "cannot download https://storage.googleapis.com/" in error
-    assert str(tmp_path / "models") in error
-    assert "--weights FILE" in error
-    assert "--weights none" in error
+    arguments = ["--image_path", SAMPLE, "--output_dir", tmp_path / "out"]
+    done = visualize(*arguments, KERAS_HOME=str(tmp_path), **proxy)
+    assert (done.returncode, done.stdout) == (1, "")
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("Visualize.py: error: ")
+    for part in ("https://storage.", str(tmp_path / "models"), "--weights FILE", "--weights none"):
+        assert part in error
 
 
+@posix
 @pytest.mark.parametrize(
     ("keras", "status", "error"),
     [
-        ("broken", 1, "cannot load Keras and TensorFlow: no runtime; install them"),
-        ("invalid", 1, "cannot load Keras and TensorFlow: size changed; install them"),
+        ("broken", 1, "cannot load Keras and TensorFlow (no runtime): run 'pip install"),
+        ("invalid", 1, "cannot load Keras and TensorFlow (size changed): run 'pip install"),
         ("aborting", -6, None),
     ],
 )
-@pytest.mark.skipif(os.name == "nt", reason="exit statuses of POSIX")
 def test_messages_of_a_failed_load_are_not_lost(tmp_path, keras, status, error):
-    done = visualize("--image_path", SAMPLE, keras=keras, tmp_path=tmp_path)
-    assert done.returncode == status
+    arguments = ["--image_path", SAMPLE, "--output_dir", tmp_path / "out"]
+    done = visualize(*arguments, keras=keras, tmp_path=tmp_path)
     lines = done.stderr.splitlines()
-    assert lines[:2] == ["Loading MobileNet ...", "native line"]
+    assert (done.returncode, lines[:2]) == (status, ["Loading MobileNet ...", "native line"])
     if error:
         assert len(lines) == 3
         assert lines[2].startswith(f"Visualize.py: error: {error}")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize(("keras", "status"), [("interrupted", 130), ("terminated", 143)])
-def test_interrupt_is_quiet(tmp_path, keras, status):
-    done = visualize("--image_path", SAMPLE, keras=keras, tmp_path=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (status, "", "Loading MobileNet ...\n")
+@posix
+def test_interrupt_is_quiet(tmp_path):
+    arguments = ["--image_path", SAMPLE, "--output_dir", tmp_path / "out"]
+    done = visualize(*arguments, keras="interrupted", tmp_path=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Loading MobileNet ...\n")
+
+
+def test_main_in_python_leaves_the_process_as_it_was(tmp_path, capsys):
+    def state():
+        kept = sys.stdout, sys.stderr, dict(os.environ), gc.get_threshold(), gc.get_freeze_count()
+        return (*kept, list(warnings.filters), os.getcwd())
+
+    options = ["--output_dir", str(tmp_path), "--weights", "none"]
+    assert main(["--image_path", str(SAMPLE), *options, "--quiet"]) == 0  # loads what it needs
+    before = state()
+    assert main(["--image_path", str(SAMPLE), *options]) == 0
+    assert state() == before
+    assert capsys.readouterr().out.startswith("26 grids and input.png of ")
+    assert main(["--image_path", "nothing.jpg", *options]) == 2
+    assert state() == before
+    assert {path.name for path in tmp_path.iterdir()} == NAMES
