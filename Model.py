@@ -88,9 +88,9 @@ def _load_mobilenet(weights: str | os.PathLike | None) -> Any:
     except Exception as error:  # get_file raises a bare Exception, h5py and Keras raise all kinds
         kind = ValueError if file is None or os.path.isfile(file) else OSError
         raise kind(
-            f"cannot load weights file {file!r} ({error}): if it is damaged, delete it and Keras "
-            f"downloads it again; without a network, save {URL} there; or choose another file "
-            "(--weights FILE) or the untrained network (--weights none)"
+            f"cannot load weights file {file!r} ({error}): if it is Keras's own and damaged, "
+            f"delete it and Keras downloads it again; without a network, save {URL} there; "
+            "or choose another file (--weights FILE) or the untrained network (--weights none)"
         ) from error
 
 

@@ -35,7 +35,7 @@ from Model import LAYERS, Simple_Model, open_picture, read_picture
 LEVELS, GREYS = 239, 17
 CROSS, LINE, PAPER = LEVELS + 6, LEVELS + 10, LEVELS + 16
 PAGE, LEFT, RIGHT, TOP, BOTTOM = 10, 0.45, 0.25, 0.57, 0.22  # a page and its margins, in inches
-MAX_DPI = 150  # so that a page has at most 1500 pixels a side
+MAX_DPI = 150  # at most 1500 pixels a side, unless one per value needs more
 GAP = 3  # pixels between tiles: the frames of both, and paper between them
 FONT = "DejaVu Sans"  # comes with matplotlib
 MATPLOTLIB = threading.Lock()  # matplotlib is not thread-safe
@@ -310,7 +310,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ImportError, OSError, ValueError) as error:
         return complain(error, status)
     if drawn and not args.quiet:
-        what = repr(drawn[0]) if len(folders) == 1 else f"each of {len(drawn)} pictures"
+        what = repr(drawn[0]) if len(drawn) == 1 else f"each of {len(drawn)} pictures"
         print(f"26 grids and input.png of {what} saved in {args.output_dir!r}")
     return 0 if len(drawn) == len(folders) else 2
 
