@@ -218,7 +218,7 @@ def test_no_list_of_26(tmp_path, maps):
         Visualize(tmp_path).show_each_feature_map(maps)
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "/tmp/a", "a/"])
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "/a", "a/"])
 def test_names_that_are_no_file_names(tmp_path, name):
     visualize = Visualize(tmp_path / "in" / "side")
     for show in (
