@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import functools
 import gc
 import io
@@ -16,78 +15,65 @@ import threading
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
+from matplotlib.font_manager import get_font
 from numpy import ndarray as Array
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from Model import LAYERS, Simple_Model, open_picture, read_picture
 
-# A pixel is an index into a palette: the colormap's LEVELS colours, then GREYS up to white. The
-# number of levels is odd, so that zero has a level of its own on a symmetric scale.
+# The palette: LEVELS colours, an odd number, so that zero can have its own; and GREYS up to white.
 LEVELS, GREYS = 239, 17
 CROSS, LINE, PAPER = LEVELS + 6, LEVELS + 10, LEVELS + 16
-PAGE, LEFT, RIGHT, TOP, BOTTOM = 10, 0.45, 0.25, 0.57, 0.22  # a page and its margins, in inches
-MAX_DPI = 150  # at most 1500 pixels a side, unless one per value needs more
-GAP = 3  # pixels between tiles: the frames of both, and paper between them
-FONT = "DejaVu Sans"  # comes with matplotlib
+LEFT, RIGHT, HEAD, TOP, BOTTOM = 68, 38, 50, 80, 75  # margins of a page, in pixels
+GAP, ROOM = 3, 1394  # pixels between tiles, and for all of them in one direction if k > 1
+FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 MATPLOTLIB = threading.Lock()  # matplotlib is not thread-safe
 SCALES = {"channel": "each channel over its own range", "layer": "all channels on one scale"}
 VALUES = {"conv": "convolution output", "bn": "batch-normalised", "relu": "activation after ReLU6"}
 
 
+@dataclass
 class Visualize:
-    """Grids of feature maps, saved as one PNG per layer in one folder."""
+    """Grids of feature maps, saved as one PNG per layer. An unknown choice is a ValueError."""
 
-    def __init__(
-        self,
-        output_dir: str | os.PathLike = "Images",
-        *,
-        scale: str = "channel",
-        cmap: str | None = None,
-        after: str = "conv",
-        weights: str | os.PathLike | None = "not stated",
-        source: str = "not stated",
-    ) -> None:
-        """Set where the pictures go, how they look and what they say about their origin.
+    output_dir: str | os.PathLike = "Images"  # created when needed
+    scale: str = "channel"  # or "layer", see `to_levels`
+    cmap: str | None = None  # matplotlib's: gray; for a layer's scale coolwarm, or viridis
+    after: str = "conv"  # the stage of the `Simple_Model`
+    weights: str | os.PathLike | None = "not stated"  # those of the `Simple_Model`
+    source: str = "not stated"  # the picture's file name
 
-        `output_dir` is created when needed. `scale` is "channel" or "layer", see `shown_range`.
-        `cmap` is a matplotlib colormap: by default gray, and for scale="layer" coolwarm, or
-        viridis after ReLU6. `after` and `weights` are those of the `Simple_Model`, `source` is
-        the input picture's file name. Raises ValueError if a choice is unknown.
-        """
-        for choice, choices in ((scale, SCALES), (after, VALUES)):
-            if choice not in choices:
-                raise ValueError(f"unknown {choice!r}: choose from {', '.join(choices)}")
-        if cmap is None:
-            cmap = "gray" if scale == "channel" else "viridis" if after == "relu" else "coolwarm"
-        if cmap not in matplotlib.colormaps:
-            near = difflib.get_close_matches(cmap, matplotlib.colormaps, cutoff=0.4)
-            raise ValueError(f"unknown colormap {cmap!r}: try {' or '.join(near) or 'gray'}")
-        self.output_dir, self.scale, self.cmap = Path(output_dir), scale, cmap
-        self.after, self.weights, self.source = after, weights, source
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES or self.after not in VALUES:
+            choices = f"scale from {', '.join(SCALES)}, after from {', '.join(VALUES)}"
+            raise ValueError(f"scale={self.scale!r}, after={self.after!r}: choose {choices}")
+        colors = "viridis" if self.after == "relu" else "coolwarm"
+        self.cmap = self.cmap or (colors if self.scale == "layer" else "gray")
+        levels = matplotlib.colormaps.get_cmap(self.cmap)(np.linspace(0, 1, LEVELS))[:, :3]
+        greys = np.linspace((0, 0, 0), (1, 1, 1), GREYS)
+        self.palette = np.rint(np.vstack([levels, greys]) * 255).astype(np.uint8).tobytes()
 
     def show_each_feature_map(self, feature_maps: list[Array] | Mapping[str, Array]) -> list[Path]:
         """Draw and save many layers; return the paths of their pictures, in the same order.
 
         `feature_maps` is the list of 26 arrays from `Simple_Model.get_feature_map`, or a mapping
-        from names to arrays of shape (1, H, W, C). Raises ValueError for anything else, and what
-        `proccess_each_feature_map` raises.
+        from names to arrays of shape (1, H, W, C). Raises as `proccess_each_feature_map` does.
         """
         if isinstance(feature_maps, list) and len(feature_maps) == len(LAYERS):
             feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
         if not isinstance(feature_maps, Mapping):
             raise ValueError(f"expected {len(LAYERS)} arrays in a list or a mapping from names")
-        squares = [
-            math.ceil(math.prod(np.shape(fmap)[-1:]) ** 0.5) for fmap in feature_maps.values()
-        ]
+        squares = [math.ceil(math.prod(np.shape(a)[-1:]) ** 0.5) for a in feature_maps.values()]
         draw = self.proccess_each_feature_map
         with ThreadPoolExecutor(2) as threads:
             return list(threads.map(draw, squares, feature_maps.values(), feature_maps))
@@ -96,92 +82,67 @@ class Visualize:
         """Draw the grid of one layer, save it as `<name>.png` and return its path.
 
         Channel c of `fmap`, an array of shape (1, H, W, C), is the tile in row c // square and
-        column c % square. Each value is a block of k×k identical pixels. A flat channel, whose
-        range is below 1e-6 of the layer's largest and so mere rounding, is a crossed box.
-
-        Raises ValueError if the shape, a value or the name does not allow this or the channels
-        are more than square², and OSError if the picture cannot be written.
+        column c % square. Raises ValueError if the shape or the name is invalid, a value is not
+        finite or the channels are more than square², and OSError if the file cannot be written.
         """
-        if not name.strip(".") or Path(name).name != name:
-            raise ValueError(f"{name!r} cannot be the name of a file in {str(self.output_dir)!r}")
-        shape = np.shape(fmap)
+        path, shape, what = Path(self.output_dir, f"{name}.png"), np.shape(fmap), VALUES[self.after]
+        if path.parent != Path(self.output_dir) or not name.strip("."):
+            raise ValueError(f"{name!r} cannot be the name of a file")
         if len(shape) != 4 or shape[0] != 1 or 0 in shape or square < shape[3] ** 0.5:
             raise ValueError(f"{name}: expected (1, H, W, C ≤ {square}²), not an array of {shape}")
         values = np.asarray(fmap[0], np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name}: some values are not finite")
         lowest, highest = values.min(axis=(0, 1)), values.max(axis=(0, 1))  # (C,)
-        finite = np.isfinite(lowest) & np.isfinite(highest)
-        if not finite.all():
-            raise ValueError(f"{name}, channel {finite.argmin()}: some values are not finite")
-        spread = highest - lowest
-        flat = (spread < 1e-6 * spread.max()) | (spread == 0)
-        low, high = shown_range(values, flat, self.scale, self.after)
+        flat = highest - lowest <= 1e-6 * (highest - lowest).max()  # so small a range is rounding
+        levels, low, high = to_levels(values, flat, self.scale, self.after)
+        _, height, width, channels = shape
+        k = max((ROOM // square - GAP) // max(height, width), 1)
+        tiles = mosaic(levels, flat, square, k)
 
-        # The largest blocks that keep the page within MAX_DPI, then the dpi that just holds them.
-        height, width, channels = values.shape
-        room = np.subtract(PAGE, (TOP + BOTTOM, LEFT + RIGHT)) / square  # inches
-        k = max(int(min((room * MAX_DPI - GAP) / (height, width))), 1)
-        cell = k * height + GAP, k * width + GAP
-        dpi = math.ceil(max(cell / room))
-        grid = mosaic(to_levels(values, low, high), flat, square, k)
-
-        title = f"{showable(name)} · {channels} channels of {height}×{width} · {flat.sum()} flat"
-        if self.after != "conv":
-            title += f" · {VALUES[self.after]}"
-        if self.weights is None:
-            title += " · untrained weights"
-        page = draw_page(grid, cell, dpi, title, f"{showable(self.source)} · {SCALES[self.scale]}")
-        if self.scale == "layer":
-            key = draw_key(values[..., ~flat], low, high, VALUES[self.after], dpi)
-            page[: key.shape[0], -key.shape[1] :] = key
-        picture = Image.fromarray(page)
-        colors = matplotlib.colormaps[self.cmap](np.linspace(0, 1, LEVELS))[:, :3]
-        greys = np.linspace(0, 1, GREYS)[:, np.newaxis].repeat(3, axis=1)
-        picture.putpalette(np.rint(np.vstack([colors, greys]) * 255).astype(np.uint8).tobytes())
-        modules = [sys.modules.get(name) for name in ("tensorflow", "keras", "numpy", "matplotlib")]
-        versions = [f"{module.__name__} {module.__version__}" for module in modules if module]
+        title = f"{showable(name)} · {what} · {channels} channels of {height}×{width}"
+        title += f" · {flat.sum()} flat" + ("" if self.weights else " · untrained weights")
+        key, beyond = [], 0
+        if np.ndim(low) == 0:  # one scale for all channels
+            beyond = 100 * np.mean(((values < low) | (values > high))[..., ~flat])
+            key = [f"{number:.3g}" for number in (low, (low + high) / 2, high)]
+            key.append(f"{what}, {beyond:.2g} % beyond" if beyond else what)
+        caption = f"{showable(self.source)} · {SCALES[self.scale]}\n"
+        caption += "channel = row label + column label · crossed box = flat channel"
+        used = [m for m in ("tensorflow", "keras", "numpy", "matplotlib") if m in sys.modules]
         text = {
             "Title": title,
             "Source": self.source,
-            "Description": f"values: {VALUES[self.after]}\n"
-            f"lowest and highest: {lowest.min():.6g} {highest.max():.6g}\n"
-            f"shape: {shape}\n"
-            f"scale: {self.scale}, {np.min(low):.6g} to {np.max(high):.6g}\n"
-            f"colormap: {self.cmap}\n"
+            "Description": f"values: {what}, {lowest.min():.6g} to {highest.max():.6g}\n"
+            f"scale: {self.scale}, {np.min(low):.6g} to {np.max(high):.6g}, {self.cmap}\n"
             f"weights: {self.weights or 'none (untrained)'}\n"
-            f"tiles: {square} in a row, {k}×{k} pixels per value\n"
-            f"first tile, x and y: {round(LEFT * dpi) + 1} {round(TOP * dpi) + 1}\n"
-            f"from tile to tile, x and y: {cell[1]} {cell[0]}",
+            f"tiles: {square} in a row, {k}×{k} pixels per value",
             "Channel ranges": "\n".join(map("{:.6g} {:.6g}".format, lowest, highest)),
-            "Software": f"MobileNet feature maps ({', '.join(versions)})",
+            "Software": ", ".join(f"{m} {sys.modules[m].__version__}" for m in used),
         }
-        return save_png(self.output_dir / f"{name}.png", picture, text, dpi)
+        picture = Image.fromarray(draw_page(tiles, title, caption, key, beyond > 0))
+        picture.putpalette(self.palette)
+        return save_png(path, picture, text)
 
 
-def shown_range(values: Array, flat: Array, scale: str, after: str) -> tuple[Array, Array]:
-    """Return the values that the first and the last level stand for, for (H, W, C) `values`.
+def to_levels(values: Array, flat: Array, scale: str, after: str) -> tuple[Array, Array, Array]:
+    """Turn values (H, W, C) into levels, and return these, and what the ends of the levels mean.
 
-    With scale="channel", these are the lowest and the highest of each channel, two arrays (C,).
-    With scale="layer", they are 0 and 6 after ReLU6, its own range; otherwise -b and b, where b
-    is the 99th percentile of |value| over the channels that are not flat.
+    On a layer's scale, they mean 0 and 6 after ReLU6, its own range; otherwise -b and b, where b
+    is the 99th percentile of |value| over the channels that are not flat. On a channel's scale,
+    they mean the lowest and the highest value of each channel: two arrays (C,).
     """
-    if scale == "channel":
-        return values.min(axis=(0, 1)), values.max(axis=(0, 1))
-    if after == "relu" or flat.all():
-        return np.float64(0), np.float64(6)
-    magnitudes = np.abs(values[..., ~flat])
-    bound = np.quantile(magnitudes, 0.99) or magnitudes.max()
-    return -bound, bound
-
-
-def to_levels(values: Array, low: Array, high: Array) -> Array:
-    """Scale values from low … high to levels 0 … LEVELS - 1, and those beyond to an end level."""
-    spread = np.where(low == high, 1, high - low)
-    levels = np.rint((values - low) * ((LEVELS - 1) / spread))
-    return np.clip(levels, 0, LEVELS - 1).astype(np.uint8)
+    low, high = values.min(axis=(0, 1)), values.max(axis=(0, 1))
+    if scale == "layer" and not flat.all():
+        magnitudes = np.abs(values[..., ~flat])
+        bound = np.quantile(magnitudes, 0.99) or magnitudes.max()
+        low, high = (0, 6) if after == "relu" else (-bound, bound)
+    shares = (values - low) / np.where(low == high, 1, high - low)
+    return np.rint(shares.clip(0, 1) * (LEVELS - 1)).astype(np.uint8), low, high
 
 
 def mosaic(levels: Array, flat: Array, square: int, k: int) -> Array:
-    """Arrange levels (H, W, C) as framed tiles, `square` in a row, with k×k pixels per level."""
+    """Make framed tiles (rows, pixels down, columns, pixels across) of levels (H, W, C)."""
     height, width, channels = levels.shape
     rows, down, across = math.ceil(channels / square), k * height + GAP, k * width + GAP
     tiles = np.full((rows * square, down, across), PAPER, np.uint8)
@@ -190,229 +151,177 @@ def mosaic(levels: Array, flat: Array, square: int, k: int) -> Array:
     inside[:] = levels.transpose(2, 0, 1).repeat(k, axis=1).repeat(k, axis=2)
     y, x = (np.abs(np.linspace(-1, 1, side)) for side in inside.shape[1:])
     inside[flat] = np.where(np.abs(np.subtract.outer(y, x)) < 3 / x.size, CROSS, PAPER)
-    grid = tiles.reshape(rows, square, down, across).swapaxes(1, 2)
-    return grid.reshape(rows * down, square * across)
+    return tiles.reshape(rows, square, down, across).swapaxes(1, 2)
 
 
-def draw_page(grid: Array, cell: tuple[int, int], dpi: int, title: str, caption: str) -> Array:
-    """Put a grid on paper, with a title, a caption, and numbers for its rows and columns."""
-    left, top, bottom, ruler = (round(inches * dpi) for inches in (LEFT, TOP, BOTTOM, 0.2))
-    (height, width), (down, across), side = grid.shape, cell, PAGE * dpi
-    rows, columns, every = height // down, width // across, math.ceil(ruler / min(cell))
-    over = [((c + 0.5) * across, ruler / 2, f"{c}") for c in range(0, columns, every)]
-    beside = [(0.85 * left, (r + 0.5) * down, f"{r * columns}") for r in range(0, rows, every)]
-    caption += " · channel = row label + column label · crossed box = flat channel"
-    page = np.full((side, side), PAPER, np.uint8)
-    page[top : top + height, left : left + width] = grid
-    size = min(13, 800 / len(title))  # so that a colourbar has room beside it
-    page[: top - ruler] = draw_text(top - ruler, side, dpi, size, "left", (left, ruler, title))
-    page[top - ruler : top, left : left + width] = draw_text(ruler, width, dpi, 8, "center", *over)
-    page[top : top + height, :left] = draw_text(height, left, dpi, 8, "right", *beside)
-    page[-bottom:] = draw_text(bottom, side, dpi, 8, "left", (left, bottom / 2, caption))
+def draw_page(tiles: Array, title: str, caption: str, key: list[str], pointed: bool) -> Array:
+    """Put tiles on paper with numbered rows and columns; `key` is the text of a colourbar."""
+    rows, down, columns, across = tiles.shape
+    height, width = rows * down, columns * across
+    wide, every = max(LEFT + width + RIGHT, 900), math.ceil(30 / min(down, across))
+    page = np.full((TOP + height + BOTTOM, wide), PAPER, np.uint8)
+    page[TOP:-BOTTOM, LEFT : LEFT + width] = tiles.reshape(height, width)
+    over = [((c + 0.5) * across, 15, str(c), 8, "center") for c in range(0, columns, every)]
+    page[HEAD:TOP, LEFT : LEFT + width] = draw_text(TOP - HEAD, width, *over)
+    beside = [(58, (r + 0.5) * down, str(r * columns), 8, "right") for r in range(0, rows, every)]
+    page[TOP:-BOTTOM, :LEFT] = draw_text(height, LEFT, *beside)
+    page[:HEAD] = draw_text(HEAD, wide, (LEFT, 28, title, min(13, 850 / len(title)), "left"))
+    page[-BOTTOM:] = draw_text(BOTTOM, wide, (LEFT, 38, caption, 8, "left"))
+    if key:
+        places = (45, 58), (165, 58), (285, 58), (165, 15)
+        texts = [(*place, words, 8, "center") for place, words in zip(places, key, strict=True)]
+        page[-BOTTOM:, -330:] = draw_text(BOTTOM, 330, *texts)
+        bar = np.rint(np.linspace(0, LEVELS - 1, 240))
+        for row, cut in enumerate(np.abs(np.arange(-7, 8)) * pointed):
+            page[row - 45, cut - 285 : -45 - cut] = bar[cut : 240 - cut]
     return page
 
 
-def draw_key(values: Array, low: float, high: float, label: str, dpi: int) -> Array:
-    """Draw the levels as a colourbar, with pointed ends if some of the values lie beyond it."""
-    beyond = np.count_nonzero((values < low) | (values > high)) / max(values.size, 1)
-    height, width, end, left = (round(inches * dpi) for inches in (0.1, 1.6, 0.05, 1.25))
-    start, right = round(0.3 * dpi), round(RIGHT * dpi)  # room for the first and the last number
-    bar = np.pad(np.rint(np.linspace(0, LEVELS - 1, width)), end, "edge")
-    words = [
-        (left / 2, 1.5 * height, label),
-        (left / 2, 3 * height, f"{100 * beyond:.2g} % beyond"),
-    ]
-    numbers = [
-        (start + end + share * width, 3 * height, f"{low + share * (high - low):.3g}")
-        for share in (0, 0.5, 1)
-    ]
-    parts = ((left, words), (start + bar.size + right, numbers))
-    key = np.hstack([draw_text(4 * height, w, dpi, 8, "center", *texts) for w, texts in parts])
-    for row in range(height):
-        cut = abs(row - height // 2) if beyond else end
-        key[height + row, left + start + cut : -right - cut] = bar[cut : bar.size - cut]
-    return key
-
-
 # Pages share most of their labels, and drawing these takes longer than all the rest.
-@functools.lru_cache(maxsize=256)
-def draw_text(height: int, width: int, dpi: int, size: float, align: str, *texts: tuple) -> Array:
-    """Draw texts (x, y, string) on paper of (height, width) pixels; y counts from its top."""
-    place = {"size": size, "ha": align, "va": "center_baseline", "color": "black"}
-    # Said in full, so that a user's matplotlibrc cannot make the labels unreadable.
-    font = {"family": FONT, "weight": "normal", "style": "normal", "stretch": "normal"}
-    plain = {"usetex": False, "parse_math": False, "antialiased": True}
+@functools.lru_cache(maxsize=128)
+def draw_text(height: int, width: int, *texts: tuple) -> Array:
+    """Draw texts (x, y, string, size in points, alignment) on paper of (height, width) pixels."""
+    plain = {"va": "center", "font": FONT, "color": "black", "parse_math": False, "usetex": False}
     with MATPLOTLIB:
         # Half a pixel more, because matplotlib cuts off what rounding leaves of the last one.
-        figure = Figure(((width + 0.5) / dpi, (height + 0.5) / dpi), dpi, facecolor="white")
-        for x, y, string in texts:
-            figure.text(x / width, 1 - y / height, string, **place, **font, **plain)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        red = np.asarray(canvas.buffer_rgba())[:, :, 0]  # as green and blue: all is grey
-    return (LEVELS + np.rint(red * ((GREYS - 1) / 255))).astype(np.uint8)
+        figure = Figure(((width + 0.5) / 150, (height + 0.5) / 150), 150, facecolor="white")
+        for x, y, words, size, align in texts:
+            figure.text(x / width, 1 - y / height, words, size=size, ha=align, **plain)
+        FigureCanvasAgg(figure).draw()
+        red = np.asarray(figure.canvas.buffer_rgba())[:, :, 0]  # as green and blue: all is grey
+        return np.linspace(LEVELS, PAPER, 256).round().astype(np.uint8)[red]
 
 
 def showable(text: str) -> str:
     """Replace characters that the font lacks or that do not print, and shorten a long text."""
-    known = get_font(findfont(FONT)).get_char_index
+    known = get_font(FONT).get_char_index
     text = "".join(c if c.isprintable() and known(ord(c)) else "\ufffd" for c in text)
     return text if len(text) <= 40 else f"{text[:20]}…{text[-19:]}"
 
 
-def save_png(path: Path, picture: Image.Image, text: dict[str, str], dpi: int = 96) -> Path:
+def save_png(path: Path, picture: Image.Image, text: dict[str, str]) -> Path:
     """Write a picture beside its place and move it there, so that it is never half-written."""
     info = PngInfo()
     for key, value in text.items():  # a file name may hold bytes that are not text
-        info.add_text(key, value.encode(errors="replace").decode(), zip=len(value) > 999)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        info.add_text(key, value.encode(errors="replace").decode(), zip=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            picture.save(file, "png", pnginfo=info, dpi=(dpi, dpi), compress_level=1)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave an empty file in its place
-        os.replace(part, path)
+        with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+            picture.save(Path(folder, path.name), pnginfo=info, compress_level=1)
+            Path(folder, path.name).replace(path)
     except OSError as error:
         raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return path
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(prog="Visualize.py", description=__doc__)
-    parser.error = lambda message: sys.exit(complain(message, 2))  # one line, without the usage
+    """Run the command, with progress on stderr and the result on stdout; return the exit status."""
+    parser = argparse.ArgumentParser("Visualize.py", description=f"{__doc__} Defaults come first.")
+    parser.error = lambda message: sys.exit(complain(message))  # one line, without the usage
     add = parser.add_argument
-    add("--image_path", nargs="+", action="extend", required=True, help="one or more pictures")
+    add("--image_path", nargs="+", required=True, metavar="PICTURE", help="one or more pictures")
     add("--output_dir", default="Images", help="output folder (default: Images)")
-    add("--weights", default="imagenet", help="imagenet (default), none (untrained) or a file")
-    stages = "draw what comes after the convolution, its batch normalisation or its ReLU6"
-    add("--after", choices=VALUES, default="conv", help=f"{stages} (default: conv)")
-    scales = "stretch each channel over its own range, or show all of a layer on one scale"
-    add("--scale", choices=SCALES, default="channel", help=f"{scales} (default: channel)")
-    cmaps = "gray; with --scale layer, coolwarm, or viridis after ReLU6"
-    zero = "With --scale channel, the middle of a diverging colormap is not zero."
-    add("--cmap", help=f"a matplotlib colormap (default: {cmaps}). {zero}")
+    weights = "imagenet, none (an untrained network) or a file"
+    add("--weights", default="imagenet", type=lambda w: None if w == "none" else w, help=weights)
+    add("--after", choices=VALUES, default="conv", help=" or ".join(VALUES.values()))
+    add("--scale", choices=SCALES, default="channel", help=" or ".join(SCALES.values()))
+    add("--cmap", help="matplotlib colormap; its middle is zero only for a layer before ReLU6")
     add("--quiet", action="store_true", help="print only errors")
     args = parser.parse_args(argv)
-    status = 2  # until the work begins, it is what was typed that is wrong
     try:
-        folders = check(args)
-        status = 1
-        # What is printed on the way goes to stderr; stdout is for the result alone.
+        grids = check(args)
         with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stderr):
-            drawn = run(args, folders)
+            drawn = run(args, grids)
     except KeyboardInterrupt:
         return 130
     except (ImportError, OSError, ValueError) as error:
-        return complain(error, status)
+        return complain(error, 2 if isinstance(error, ValueError) else 1)
     if drawn and not args.quiet:
-        what = repr(drawn[0]) if len(drawn) == 1 else f"each of {len(drawn)} pictures"
-        print(f"26 grids and input.png of {what} saved in {args.output_dir!r}")
-    return 0 if len(drawn) == len(folders) else 2
+        print(f"{drawn} of {len(grids)} done: 26 grids and input.png each in {args.output_dir!r}")
+    return 0 if drawn == len(grids) else 2
 
 
 def complain(error: Exception | str, status: int = 2) -> int:
     """Print an error as one line, without characters that a terminal would obey."""
-    line = " ".join(str(error).split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    line = "".join(c if c.isprintable() else " " for c in str(error))
     start = "\r\x1b[K" if sys.stderr.isatty() else ""  # in the place of a progress bar
     print(f"{start}Visualize.py: error: {line}", file=sys.stderr)
     return status
 
 
-def check(args: argparse.Namespace) -> dict[str, Path]:
-    """Give each picture its folder; refuse what would fail later or cost the user a file."""
-    Visualize(scale=args.scale, cmap=args.cmap, after=args.after)
-    if args.weights not in ("imagenet", "none") and not os.path.isfile(args.weights):
+def check(args: argparse.Namespace) -> dict[str, Visualize]:
+    """Prepare the grids of each picture; refuse what would fail later or overwrite a picture."""
+    if args.weights not in (None, "imagenet") and not os.path.isfile(args.weights):
         raise ValueError(f"no weights file {args.weights!r}: name another, imagenet or none")
-    folders, owners = {}, {}
+    grids, owners, files, several = {}, {}, set(), len(set(args.image_path)) > 1
     for path in args.image_path:
-        stem = os.path.splitext(os.path.basename(path))[0]  # that of a Path could be ".."
-        folder = Path(args.output_dir, stem if len(args.image_path) > 1 else "")
-        key = str(folder).casefold()  # on some systems, Bird and bird are one folder
-        if key in owners:
-            raise ValueError(
-                f"{owners[key]!r} and {path!r} would share {str(folder)!r}: rename one"
-            )
-        there = next(place for place in (folder, *folder.parents) if place.exists())
+        name = os.path.basename(path)
+        folder = Path(args.output_dir, os.path.splitext(name)[0] if several else "")
+        owner = owners.setdefault(str(folder).casefold(), path)  # some systems ignore case
+        if owner != path:
+            raise ValueError(f"{owner!r} and {path!r} would share {str(folder)!r}: rename one")
+        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise ValueError(f"cannot write into {str(there)!r}: choose another --output_dir")
-        folders[path], owners[key] = folder, path
-    places = {os.path.realpath(folder) for folder in folders.values()}
-    for path in folders:
-        place, name = os.path.split(os.path.realpath(path))
-        if place in places and name in {f"{layer}.png" for layer in (*LAYERS, "input")}:
-            raise ValueError(f"{path!r} would be overwritten: choose another --output_dir")
-    return folders
+        grids[path] = Visualize(folder, args.scale, args.cmap, args.after, args.weights, name)
+        files |= {os.path.realpath(folder / f"{file}.png") for file in (*LAYERS, "input")}
+    for file in files.intersection(map(os.path.realpath, grids)):
+        raise ValueError(f"{file!r} would be overwritten: choose another --output_dir")
+    return grids
 
 
-def run(args: argparse.Namespace, folders: dict[str, Path]) -> list[str]:
-    """Draw each picture into its folder, and return those that could be read."""
-    readable, drawn = [], []
-    for path in folders:
+def run(args: argparse.Namespace, grids: dict[str, Visualize]) -> int:
+    """Draw each picture's grids, and return how many pictures could be read."""
+    readable, drawn = [], 0
+    for path in grids:
         try:
             with open_picture(path):
                 readable.append(path)
         except (OSError, ValueError) as error:
             complain(error)
     if not readable:
-        return []
+        return 0
     print("Loading MobileNet ...")
-    keras = import_keras()
-    weights = None if args.weights == "none" else args.weights
-    model = Simple_Model(weights, args.after)
-    terminal = sys.stdout.isatty()
+    keras, terminal = import_keras(), sys.stdout.isatty()
+    model = Simple_Model(args.weights, args.after)
     bar = keras.utils.Progbar(len(readable), unit_name="picture", verbose=int(terminal))
-    bar.update(0)
-    for number, path in enumerate(readable, 1):
+    for number, path in enumerate(readable):
+        bar.update(number)
         if not terminal:
-            print(f"Drawing {path!r} ({number} of {len(readable)}) ...")
+            print(f"Drawing {path!r} ({number + 1} of {len(readable)}) ...")
         try:
             picture = read_picture(path)
         except (OSError, ValueError) as error:  # what only its pixels tell
             complain(error)
-        else:
-            name, folder = os.path.basename(path), folders[path]
-            save_png(folder / "input.png", picture, {"Source": name})
-            look = {"scale": args.scale, "cmap": args.cmap, "after": args.after}
-            visualize = Visualize(folder, **look, weights=weights, source=name)
-            visualize.show_each_feature_map(model.get_feature_map(picture))
-            drawn.append(path)
-        bar.update(number)
+            continue
+        save_png(grids[path].output_dir / "input.png", picture, {"Source": grids[path].source})
+        grids[path].show_each_feature_map(model.get_feature_map(picture))
+        drawn += 1
+    bar.update(len(readable))
     return drawn
 
 
 def import_keras() -> Any:
-    """Import Keras without the lines that native code writes to stderr, unless it fails.
+    """Import Keras, and hold back what TensorFlow's native code logs unless the import fails.
 
-    TensorFlow logs there before any setting can stop it. Another process holds the lines,
-    because native code can end this one: TensorFlow aborts on a processor without AVX.
+    Another process holds it, out of reach of Ctrl-C, because TensorFlow aborts without AVX.
     """
-    command = [sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.read())"]
-    # In a session of its own, because Ctrl-C in a terminal reaches the whole process group.
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    stderr = os.dup(2)
-    os.dup2(holder.stdin.fileno(), 2)
-    try:
-        import keras
+    hold = [sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.read())"]
+    with subprocess.Popen(hold, stdin=subprocess.PIPE, start_new_session=True) as holder:
+        stderr = os.dup(2)
+        os.dup2(holder.stdin.fileno(), 2)
+        try:
+            import keras
 
-        keras.ops.zeros(1)  # the first operation looks for devices, and logs that too
-        holder.kill()
-        return keras
-    except KeyboardInterrupt:
-        holder.kill()
-        raise
-    except Exception as error:
-        reason = f"cannot load Keras and TensorFlow ({error})"
-        raise ImportError(f"{reason}: run 'pip install -r requirements.txt' again") from error
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        holder.communicate()
+            keras.ops.zeros(1)  # the first operation looks for devices, and logs that too
+            holder.kill()
+            return keras
+        except Exception as error:
+            reason = f"cannot load Keras and TensorFlow ({error})"
+            raise ImportError(f"{reason}: run 'pip install -r requirements.txt' again") from error
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 if __name__ == "__main__":

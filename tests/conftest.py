@@ -32,16 +32,14 @@ def described(path):
 
 def tiles(path, channels, block=True):
     """The palette indices of each channel, (H, W), or of each pixel if not `block`."""
-    lines = described(path)
-    height, width = (int(n) for n in lines["shape"].strip("()").split(", ")[1:3])
-    row, k = (int(lines["tiles"].split()[n].partition("×")[0]) for n in (0, 4))
-    x0, y0 = map(int, lines["first tile, x and y"].split())
-    across, down = map(int, lines["from tile to tile, x and y"].split())
+    row, k = (int(n.partition("×")[0]) for n in described(path)["tiles"].split()[:5:4])
     with Image.open(path) as picture:
         assert picture.mode == "P"
         pixels = np.asarray(picture)
+        shape = picture.text["Title"].partition(" channels of ")[2].split()[0]
+    height, width = map(int, shape.split("×"))
     for channel in range(channels):
-        y, x = y0 + channel // row * down, x0 + channel % row * across
+        y, x = 81 + channel // row * (k * height + 3), 69 + channel % row * (k * width + 3)
         tile = pixels[y : y + k * height, x : x + k * width]
         if block:
             blocks = tile.reshape(height, k, width, k)

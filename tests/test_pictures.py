@@ -2,14 +2,14 @@
 
 import contextlib
 import io
+import os
 import random
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SAMPLE
-from PIL import Image, ImageCms, features
+from PIL import Image, features
 
 from Model import open_picture, read_picture
 
@@ -63,23 +63,11 @@ def test_floats_that_are_not_finite():
     np.testing.assert_allclose(pixels[93:], RAMP8[93:], atol=1)
 
 
-def test_one_bit():
+def test_one_bit_and_cmyk():
     pixels = grey(read_picture(saved(Image.fromarray(RAMP8 > 127), "PNG")))
     np.testing.assert_array_equal(pixels, (RAMP8 > 127) * 255)
-
-
-def test_cmyk():
     picture = read_picture(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF"))
     assert picture.getpixel((4, 4)) == (255, 0, 0)
-
-
-def test_lab():
-    red = Image.new("RGB", (8, 8), (200, 30, 30))
-    lab = ImageCms.profileToProfile(
-        red, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
-    )
-    pixel = read_picture(saved(lab, "TIFF")).getpixel((4, 4))
-    np.testing.assert_allclose(pixel, (200, 30, 30), atol=4)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -141,43 +129,37 @@ def test_first_frame_of_an_animation():
         np.testing.assert_allclose(read_picture(file).getpixel((0, 0)), (255, 0, 0), atol=2)
 
 
-def test_a_decoder_that_closes_its_file():
-    """Pillow's reader of FTEX textures does; the caller's file stays open."""
-    header = struct.pack("<4s7i", b"FTEX", 0, 2, 1, 1, 1, 1, 32)
-    file = io.BytesIO(header + struct.pack("<i", 6) + bytes([1, 2, 3, 4, 5, 6]))
-    for _ in range(2):
-        picture = read_picture(file)
-        assert picture.getpixel((0, 100)) == (1, 2, 3)
-        assert picture.getpixel((223, 100)) == (4, 5, 6)
-    assert not file.closed
-
-
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000)])
 def test_extreme_sizes(size):
     assert not grey(read_picture(saved(Image.new("RGB", size), "PNG"))).any()
 
 
-def test_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"bird\.jpg' \(No such file.*check the path"):
-        read_picture(tmp_path / "bird.jpg")
-
-
 @pytest.mark.parametrize("as_path", [str, Path])
-def test_folder(tmp_path, as_path):
-    with pytest.raises(OSError, match=f"{tmp_path.name}'.* is a folder"):
-        read_picture(as_path(tmp_path))
-
-
-def test_no_picture(tmp_path):
+def test_paths_that_are_no_picture(tmp_path, as_path):
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(OSError, match=r"notes\.txt' \(not in a format"):
-        read_picture(tmp_path / "notes.txt")
+    for name, reason in (
+        ("bird.jpg", "No such file"),
+        ("notes.txt", "cannot identify"),
+        (".", "Is a directory" if os.name == "posix" else "Permission denied"),
+    ):
+        path = as_path(tmp_path / name)
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            read_picture(path)
+        start = f"cannot read picture {os.fspath(path)!r} ({reason}"
+        assert str(caught.value).startswith(start)
+        assert "check the path" in str(caught.value)
+
+
+def test_files_that_are_no_picture(tmp_path):
     nameless = io.BytesIO(b"no picture")
-    with pytest.raises(OSError, match="not in a format"):
+    with pytest.raises(OSError, match="cannot identify"):
         read_picture(nameless)
     nameless.name = "upload.jpg"
-    with pytest.raises(OSError, match=r"'upload\.jpg' \(not in a format"):
+    with pytest.raises(OSError, match=r"'upload\.jpg' \(cannot identify"):
         read_picture(nameless)
+    (tmp_path / "notes.txt").write_text("no picture")
+    with open(tmp_path / "notes.txt") as text, pytest.raises(OSError, match=r"notes\.txt"):
+        read_picture(text)
 
 
 def test_too_many_pixels(monkeypatch):
@@ -195,15 +177,13 @@ def test_truncated(tmp_path):
         assert image.size == Image.open(SAMPLE).size
     with pytest.raises(OSError, match=r"cut\.jpg'.*truncated"):
         read_picture(path)
-    with pytest.raises(OSError, match=r"cut\.jpg'.*truncated"), open_picture(path) as image:
-        image.load()
 
 
 FORMATS = {  # each in a mode that it can keep
     **dict(zip(["AVIF", "DIB", "IM", "JPEG2000", "MPO", "SGI"], ["RGB"] * 6, strict=True)),
     **{"BMP": "P", "DDS": "RGBA", "GIF": "P", "ICO": "RGBA", "JPEG": "CMYK", "MSP": "1"},
     **{"PCX": "P", "PNG": "I;16", "PPM": "I", "QOI": "RGBA", "SPIDER": "F", "TGA": "LA"},
-    **{"TIFF": "LAB", "WEBP": "RGBA", "XBM": "1"},
+    **{"TIFF": "CMYK", "WEBP": "RGBA", "XBM": "1"},
 }
 TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
 OPTIONS = {"GIF": {"transparency": 3}, "ICO": {"sizes": [(16, 16)]}, "JPEG": {"exif": TURNED}}
@@ -220,7 +200,7 @@ def test_damage_gives_a_picture_or_one_kind_of_error(kind, monkeypatch, tmp_path
     mode = FORMATS[kind]
     source = Image.open(SAMPLE).resize((16, 16))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # damage can make pictures huge
-    image = Image.new("LAB", (16, 16)) if mode == "LAB" else source.convert(mode.split(";")[0])
+    image = source.convert(mode.split(";")[0])
     if mode == "I;16":
         image = image.convert("I;16")
     whole = saved(image, kind, **OPTIONS.get(kind, {})).getvalue()
