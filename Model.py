@@ -54,8 +54,8 @@ class Simple_Model:
             network = keras.applications.MobileNet((224, 224, 3), include_top=False, weights=file)
         except Exception as error:  # get_file raises a bare Exception, h5py and Keras all kinds
             kind = ValueError if os.path.isfile(file or "") else OSError
-            advice = f"without a network, save {URL} there; if Keras's own file is damaged, delete "
-            advice += "it, and Keras downloads it again; or use --weights FILE or --weights none"
+            advice = "use --weights FILE or --weights none; or, if it is Keras's own file, delete "
+            advice += f"it when damaged, and when you are offline, download {URL} to that path"
             reason = str(error).partition("\n")[0]  # Keras lists all the layers
             raise kind(f"cannot load weights file {str(file)!r} ({reason}): {advice}") from error
         stages = [network.get_layer(name + SUFFIXES[self.after]) for name in LAYERS]
@@ -72,21 +72,21 @@ class Simple_Model:
 
         pixels = np.asarray(read_picture(img_path), np.float32)[np.newaxis]  # (1, 224, 224, 3)
         self._calls += 1
-        # Compiling the network pays from about four pictures on. It may change the last digits.
+        # Compiling the network pays off from about four pictures. It may change the last digits.
         run = self.model if self._calls < 4 else self.model.predict_on_batch
         outputs = run(preprocess_input(pixels))  # pixels from [0, 255] to [-1, 1]
         return [np.asarray(output, np.float32) for output in outputs]
 
 
 def read_picture(img_path: Picture) -> Image.Image:
-    """Read a picture (or first frame) as the network sees it: upright, over white, RGB, 224×224."""
+    """Read a picture's first frame as the network sees it: upright, over white, RGB, 224×224."""
     with open_picture(img_path) as image:
         upright = ImageOps.exif_transpose(image)  # this reads the pixels
         if image.mode[0] in "IF":  # 16-bit grey keeps its format's range, deeper grey its own
             values = np.asarray(upright, np.float64)
             finite = values[np.isfinite(values)]
-            sixteen_bit = image.mode.startswith("I;16") or image.format == "PPM"
-            low, high = (0, 65535) if sixteen_bit else (finite.min(), finite.max())
+            is_16_bit = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+            low, high = (0, 65535) if is_16_bit else (finite.min(), finite.max())
             grey = np.interp(np.nan_to_num(values, nan=low), (low, high), (0, 255))
             upright = Image.fromarray(np.rint(grey).astype(np.uint8))
         elif image.has_transparency_data:

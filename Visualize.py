@@ -33,9 +33,9 @@ from Model import LAYERS, Simple_Model, open_picture, read_picture
 
 # The palette: LEVELS colours, an odd number, so that zero can have its own; and GREYS up to white.
 LEVELS, GREYS = 239, 17
-CROSS, LINE, PAPER = LEVELS + 6, LEVELS + 10, LEVELS + 16
+CROSS, LINE, PAPER = LEVELS + 6, LEVELS + 10, LEVELS + 16  # three of the greys
 LEFT, RIGHT, HEAD, TOP, BOTTOM = 68, 38, 50, 80, 75  # margins of a page, in pixels
-GAP, ROOM = 3, 1394  # pixels between tiles, and for all of them in one direction if k > 1
+GAP, ROOM = 3, 1394  # pixels from tile to tile (frame, paper, frame), and for all tiles in a row
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 MATPLOTLIB = threading.Lock()  # matplotlib is not thread-safe
 SCALES = {"channel": "each channel over its own range", "layer": "all channels on one scale"}
@@ -58,7 +58,7 @@ class Visualize:
             choices = f"scale from {', '.join(SCALES)}, after from {', '.join(VALUES)}"
             raise ValueError(f"scale={self.scale!r}, after={self.after!r}: choose {choices}")
         colors = "viridis" if self.after == "relu" else "coolwarm"
-        self.cmap = self.cmap or (colors if self.scale == "layer" else "gray")
+        self.cmap = self.cmap or ("gray" if self.scale == "channel" else colors)
         levels = matplotlib.colormaps.get_cmap(self.cmap)(np.linspace(0, 1, LEVELS))[:, :3]
         greys = np.linspace((0, 0, 0), (1, 1, 1), GREYS)
         self.palette = np.rint(np.vstack([levels, greys]) * 255).astype(np.uint8).tobytes()
@@ -76,7 +76,7 @@ class Visualize:
         squares = [math.ceil(math.prod(np.shape(a)[-1:]) ** 0.5) for a in feature_maps.values()]
         draw = self.proccess_each_feature_map
         with ThreadPoolExecutor(2) as threads:
-            return list(threads.map(draw, squares, feature_maps.values(), feature_maps))
+            return list(threads.map(draw, squares, feature_maps.values(), feature_maps.keys()))
 
     def proccess_each_feature_map(self, square: int, fmap: Array, name: str = "layer") -> Path:
         """Draw the grid of one layer, save it as `<name>.png` and return its path.
@@ -86,7 +86,7 @@ class Visualize:
         finite or the channels are more than square², and OSError if the file cannot be written.
         """
         path, shape, what = Path(self.output_dir, f"{name}.png"), np.shape(fmap), VALUES[self.after]
-        if path.parent != Path(self.output_dir) or not name.strip("."):
+        if not isinstance(name, str) or path.name != f"{name}.png" or not name.strip("."):
             raise ValueError(f"{name!r} cannot be the name of a file")
         if len(shape) != 4 or shape[0] != 1 or 0 in shape or square < shape[3] ** 0.5:
             raise ValueError(f"{name}: expected (1, H, W, C ≤ {square}²), not an array of {shape}")
@@ -107,7 +107,7 @@ class Visualize:
             beyond = 100 * np.mean(((values < low) | (values > high))[..., ~flat])
             key = [f"{number:.3g}" for number in (low, (low + high) / 2, high)]
             key.append(f"{what}, {beyond:.2g} % beyond" if beyond else what)
-        caption = f"{showable(self.source)} · {SCALES[self.scale]}\n"
+        caption = f"{showable(self.source)}\n{SCALES[self.scale]}\n"
         caption += "channel = row label + column label · crossed box = flat channel"
         used = [m for m in ("tensorflow", "keras", "numpy", "matplotlib") if m in sys.modules]
         text = {
@@ -125,12 +125,12 @@ class Visualize:
         return save_png(path, picture, text)
 
 
-def to_levels(values: Array, flat: Array, scale: str, after: str) -> tuple[Array, Array, Array]:
-    """Turn values (H, W, C) into levels, and return these, and what the ends of the levels mean.
+def to_levels(values: Array, flat: Array, scale: str, after: str) -> tuple[Array, Any, Any]:
+    """Turn values (H, W, C) into levels; return these, and what the first and the last one mean.
 
     On a layer's scale, they mean 0 and 6 after ReLU6, its own range; otherwise -b and b, where b
-    is the 99th percentile of |value| over the channels that are not flat. On a channel's scale,
-    they mean the lowest and the highest value of each channel: two arrays (C,).
+    is the 99th percentile of |value| over the channels that are not flat. On a channel's scale, or
+    if all are flat, they mean each channel's lowest and highest value: two arrays (C,).
     """
     low, high = values.min(axis=(0, 1)), values.max(axis=(0, 1))
     if scale == "layer" and not flat.all():
@@ -171,7 +171,7 @@ def draw_page(tiles: Array, title: str, caption: str, key: list[str], pointed: b
         places = (45, 58), (165, 58), (285, 58), (165, 15)
         texts = [(*place, words, 8, "center") for place, words in zip(places, key, strict=True)]
         page[-BOTTOM:, -330:] = draw_text(BOTTOM, 330, *texts)
-        bar = np.rint(np.linspace(0, LEVELS - 1, 240))
+        bar = np.rint(np.linspace(0, LEVELS - 1, 240))  # ends 45 pixels from the right
         for row, cut in enumerate(np.abs(np.arange(-7, 8)) * pointed):
             page[row - 45, cut - 285 : -45 - cut] = bar[cut : 240 - cut]
     return page
@@ -219,13 +219,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("Visualize.py", description=f"{__doc__} Defaults come first.")
     parser.error = lambda message: sys.exit(complain(message))  # one line, without the usage
     add = parser.add_argument
-    add("--image_path", nargs="+", required=True, metavar="PICTURE", help="one or more pictures")
+    add("--image_path", nargs="+", action="extend", required=True, help="one or more pictures")
     add("--output_dir", default="Images", help="output folder (default: Images)")
     weights = "imagenet, none (an untrained network) or a file"
     add("--weights", default="imagenet", type=lambda w: None if w == "none" else w, help=weights)
     add("--after", choices=VALUES, default="conv", help=" or ".join(VALUES.values()))
     add("--scale", choices=SCALES, default="channel", help=" or ".join(SCALES.values()))
-    add("--cmap", help="matplotlib colormap; its middle is zero only for a layer before ReLU6")
+    add("--cmap", help="matplotlib colormap; its middle is 0 only with --scale layer before ReLU6")
     add("--quiet", action="store_true", help="print only errors")
     args = parser.parse_args(argv)
     try:
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ImportError, OSError, ValueError) as error:
         return complain(error, 2 if isinstance(error, ValueError) else 1)
     if drawn and not args.quiet:
-        print(f"{drawn} of {len(grids)} done: 26 grids and input.png each in {args.output_dir!r}")
+        print(f"{drawn} of {len(grids)} done: 26 grids and input.png each, in {args.output_dir!r}")
     return 0 if drawn == len(grids) else 2
 
 
@@ -291,7 +291,7 @@ def run(args: argparse.Namespace, grids: dict[str, Visualize]) -> int:
             print(f"Drawing {path!r} ({number + 1} of {len(readable)}) ...")
         try:
             picture = read_picture(path)
-        except (OSError, ValueError) as error:  # what only its pixels tell
+        except (OSError, ValueError) as error:  # found only on reading the pixels
             complain(error)
             continue
         save_png(grids[path].output_dir / "input.png", picture, {"Source": grids[path].source})
@@ -302,9 +302,9 @@ def run(args: argparse.Namespace, grids: dict[str, Visualize]) -> int:
 
 
 def import_keras() -> Any:
-    """Import Keras, and hold back what TensorFlow's native code logs unless the import fails.
+    """Import Keras without the lines that its native code logs, unless the import fails.
 
-    Another process holds it, out of reach of Ctrl-C, because TensorFlow aborts without AVX.
+    A helper process, deaf to Ctrl-C, holds the lines, because TensorFlow aborts without AVX.
     """
     hold = [sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.read())"]
     with subprocess.Popen(hold, stdin=subprocess.PIPE, start_new_session=True) as holder:

@@ -62,7 +62,7 @@ def test_the_main_job(tmp_path, pretrained):
     done = visualize("--image_path", SAMPLE, "--output_dir", out)
     assert done.returncode == 0
     path = repr(str(SAMPLE))
-    assert done.stdout == f"1 of 1 done: 26 grids and input.png each in {str(out)!r}\n"
+    assert done.stdout == f"1 of 1 done: 26 grids and input.png each, in {str(out)!r}\n"
     assert done.stderr == f"Loading MobileNet ...\nDrawing {path} (1 of 1) ...\n"
     assert {path.name for path in out.iterdir()} == NAMES
     for path in out.iterdir():
@@ -81,10 +81,10 @@ def test_many_pictures_one_of_them_bad(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(SAMPLE.read_bytes()[:5000])
     out = tmp_path / "out"
     pictures = (SAMPLE, tmp_path / "cut.jpg", tmp_path / "turned.png")
-    given = (*pictures, SAMPLE)  # twice is once
-    done = visualize("--image_path", *given, "--output_dir", out, "--weights", "none")
+    given = ("--image_path", *pictures[:2], "--image_path", pictures[2], SAMPLE)  # twice is once
+    done = visualize(*given, "--output_dir", out, "--weights", "none")
     assert done.returncode == 2
-    assert done.stdout == f"2 of 3 done: 26 grids and input.png each in {str(out)!r}\n"
+    assert done.stdout == f"2 of 3 done: 26 grids and input.png each, in {str(out)!r}\n"
     loading, first, second, error, third = done.stderr.splitlines()
     assert loading == "Loading MobileNet ..."
     for number, line in enumerate((first, second, third), 1):

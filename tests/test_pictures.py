@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SAMPLE
-from PIL import Image, features
+from PIL import Image
 
 from Model import open_picture, read_picture
 
@@ -43,6 +43,7 @@ RAMP16, RAMP32 = RAMP8.astype(np.uint16) * 257, RAMP8.astype(np.int32) * 8_000_0
         *((Image.fromarray(RAMP32 - offset), "TIFF") for offset in (0, 2**30)),
         (Image.fromarray((RAMP8 * 3.0).astype(np.float32)), "TIFF"),
         (Image.fromarray((RAMP * 1e-3 - 5).astype(np.float32)), "TIFF"),
+        (Image.fromarray(RAMP.astype(np.float32)), "PPM"),  # a PFM
     ],
 )
 def test_grey_of_every_depth(image, kind):
@@ -179,23 +180,21 @@ def test_truncated(tmp_path):
         read_picture(path)
 
 
-FORMATS = {  # each in a mode that it can keep
-    **dict(zip(["AVIF", "DIB", "IM", "JPEG2000", "MPO", "SGI"], ["RGB"] * 6, strict=True)),
-    **{"BMP": "P", "DDS": "RGBA", "GIF": "P", "ICO": "RGBA", "JPEG": "CMYK", "MSP": "1"},
-    **{"PCX": "P", "PNG": "I;16", "PPM": "I", "QOI": "RGBA", "SPIDER": "F", "TGA": "LA"},
-    **{"TIFF": "CMYK", "WEBP": "RGBA", "XBM": "1"},
-}
 TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
+FORMATS = {  # each in a mode that it can keep
+    **{"BMP": "P", "DDS": "RGBA", "GIF": "P", "ICO": "RGBA", "JPEG": "CMYK", "JPEG2000": "RGB"},
+    **{"PCX": "P", "PNG": "I;16", "PPM": "I", "QOI": "RGBA", "TGA": "LA", "TIFF": "CMYK"},
+    **{"WEBP": "RGBA", "XBM": "1"},
+}
 OPTIONS = {"GIF": {"transparency": 3}, "ICO": {"sizes": [(16, 16)]}, "JPEG": {"exif": TURNED}}
-OPTIONS |= {"TGA": {"compression": "tga_rle"}, "TIFF": {"compression": "tiff_lzw"}}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
-def test_damage_gives_a_picture_or_one_kind_of_error(kind, monkeypatch, tmp_path):
+def test_damage_gives_a_picture_or_one_kind_of_error(kind, monkeypatch):
     """Cut the file at every length, and flip its bytes."""
     Image.init()
-    if kind not in Image.SAVE or (kind == "AVIF" and not features.check("avif")):
+    if kind not in Image.SAVE:
         pytest.skip(f"this Pillow writes no {kind}")
     mode = FORMATS[kind]
     source = Image.open(SAMPLE).resize((16, 16))

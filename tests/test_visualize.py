@@ -76,12 +76,6 @@ def test_the_real_maps(tmp_path, pretrained):
             assert_levels(tile, values, float(values.min()), float(values.max()))
 
 
-def test_two_swapped_channels_change_the_picture(tmp_path):
-    fmap = random_maps()
-    before = Image.open(draw(tmp_path, fmap)).tobytes()
-    assert before != Image.open(draw(tmp_path, fmap[..., [0, 2, 1, *range(3, 10)]])).tobytes()
-
-
 def test_spare_cells_are_paper(tmp_path):
     shown = list(tiles(draw(tmp_path, random_maps(channels=5)), 8))
     assert all((tile == 255).all() for tile in shown[5:])
@@ -214,7 +208,7 @@ def test_no_list_of_26(tmp_path, maps):
         Visualize(tmp_path).show_each_feature_map(maps)
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "/a", "a/", "../a"])
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "/a", "a/", "../a", "./a", 0])
 def test_names_that_are_no_file_names(tmp_path, name):
     visualize = Visualize(tmp_path / "in" / "side")
     for show in (
