@@ -11,6 +11,9 @@ import pytest
 from conftest import ROOT, SAMPLE
 from PIL import Image
 
+from Model import Simple_Model
+from Visualize import Visualize
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
@@ -63,15 +66,20 @@ def test_ray_example_with_a_corrupt_picture(tmp_path, pretrained):
             assert len(row["vector"]) == 1024
 
 
-@pytest.mark.parametrize("name", ["conv_dw_1", "conv_pw_1", "conv_pw_6", "conv_dw_13"])
-def test_shown_grids_are_what_the_tool_draws(tmp_path, pretrained, name):
-    from Visualize import Visualize
-
-    maps = dict(zip(pretrained.output_layers, pretrained.get_feature_map(SAMPLE), strict=True))
-    grids = Visualize(tmp_path, source=SAMPLE.name, weights="imagenet")
+@pytest.mark.parametrize(
+    ("name", "example", "look"),
+    [
+        *((name, name, {}) for name in ("conv_dw_1", "conv_pw_1", "conv_pw_6", "conv_dw_13")),
+        ("conv_pw_1", "conv_pw_1_after_relu", {"after": "relu", "scale": "layer"}),
+    ],
+)
+def test_shown_grids_are_what_the_tool_draws(tmp_path, pretrained, name, example, look):
+    model = Simple_Model(after=look["after"]) if look else pretrained
+    maps = dict(zip(model.output_layers, model.get_feature_map(SAMPLE), strict=True))
+    grids = Visualize(tmp_path, source=SAMPLE.name, weights="imagenet", **look)
     (path,) = grids.show_each_feature_map({name: maps[name]})
     drawn, shown = (
-        np.asarray(Image.open(file), int) for file in (path, ROOT / "examples" / path.name)
+        np.asarray(Image.open(file), int) for file in (path, ROOT / "examples" / f"{example}.png")
     )
     assert drawn.shape == shown.shape
     different = (drawn != shown) & ((drawn < 239) | (shown < 239))  # greys are text
