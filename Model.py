@@ -19,10 +19,7 @@ Picture = str | os.PathLike[str] | BinaryIO | Image.Image
 
 
 class Simple_Model:
-    """MobileNet v1 (1.0, 224×224), with its 13 depthwise and 13 pointwise layers as outputs.
-
-    Howard et al., 2017, https://arxiv.org/abs/1704.04861; keras.io/api/applications/mobilenet
-    """
+    """MobileNet v1 (1.0, 224×224, https://arxiv.org/abs/1704.04861) with 26 layers as outputs."""
 
     def __init__(self, weights: str | os.PathLike | None = "imagenet", after: str = "conv") -> None:
         """Load TensorFlow and the network.
@@ -30,7 +27,7 @@ class Simple_Model:
         `weights` is "imagenet" (Keras downloads them once), None (an untrained network) or a
         weights file without the head. The feature maps are taken `after` each layer's convolution
         ("conv"), its batch normalisation ("bn") or its ReLU6 ("relu"). Raises OSError if there is
-        no weights file, and ValueError if it is damaged or another network's, or `after` unknown.
+        no weights file, and ValueError if it is damaged or another network's or `after` is unknown.
         """
         if after not in SUFFIXES:
             raise ValueError(f"unknown after={after!r}: choose from {', '.join(SUFFIXES)}")
@@ -112,6 +109,8 @@ def open_picture(img_path: Picture) -> Iterator[Image.Image]:
     except Exception as error:  # decoders raise SyntaxError, struct.error, KeyError, ...
         kind = type(error) if isinstance(error, OSError) else ValueError
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        advice = "check the path, or save it as a PNG or JPEG, scaled down if it is very large"
+        advice = "save it again as a PNG or JPEG, scaled down if it is very large"
+        if isinstance(error, FileNotFoundError | IsADirectoryError):
+            advice = "check the path"
         name = getattr(source, "name", source)
         raise kind(f"cannot read picture {name!r} ({reason}): {advice}") from error

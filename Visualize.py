@@ -51,7 +51,7 @@ class Visualize:
     cmap: str | None = None  # matplotlib's: gray; for a layer's scale coolwarm, or viridis
     after: str = "conv"  # the stage of the `Simple_Model`
     weights: str | os.PathLike | None = "not stated"  # those of the `Simple_Model`
-    source: str = "not stated"  # the picture's file name
+    source: str = "source not stated"  # the picture's file name
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES or self.after not in VALUES:
@@ -102,10 +102,11 @@ class Visualize:
 
         title = f"{showable(name)} · {what} · {channels} channels of {height}×{width}"
         title += f" · {flat.sum()} flat" + ("" if self.weights else " · untrained weights")
-        key, beyond = [], 0
+        key, beyond, ends = [], 0, "see Channel ranges"
         if np.ndim(low) == 0:  # one scale for all channels
             beyond = 100 * np.mean(((values < low) | (values > high))[..., ~flat])
-            key = [f"{number:.3g}" for number in (low, (low + high) / 2, high)]
+            ends = f"{low:.6g} to {high:.6g}"
+            key = [f"{n:.3g}".replace("-", "−") for n in (low, (low + high) / 2, high)]
             key.append(f"{what}, {beyond:.2g} % beyond" if beyond else what)
         caption = f"{showable(self.source)}\n{SCALES[self.scale]}\n"
         caption += "channel = row label + column label · crossed box = flat channel"
@@ -114,7 +115,7 @@ class Visualize:
             "Title": title,
             "Source": self.source,
             "Description": f"values: {what}, {lowest.min():.6g} to {highest.max():.6g}\n"
-            f"scale: {self.scale}, {np.min(low):.6g} to {np.max(high):.6g}, {self.cmap}\n"
+            f"scale: {self.scale}, {ends}, {self.cmap}\n"
             f"weights: {self.weights or 'none (untrained)'}\n"
             f"tiles: {square} in a row, {k}×{k} pixels per value",
             "Channel ranges": "\n".join(map("{:.6g} {:.6g}".format, lowest, highest)),
@@ -216,7 +217,7 @@ def save_png(path: Path, picture: Image.Image, text: dict[str, str]) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command, with progress on stderr and the result on stdout; return the exit status."""
-    parser = argparse.ArgumentParser("Visualize.py", description=f"{__doc__} Defaults come first.")
+    parser = argparse.ArgumentParser(description=f"{__doc__} The first choice is the default.")
     parser.error = lambda message: sys.exit(complain(message))  # one line, without the usage
     add = parser.add_argument
     add("--image_path", nargs="+", action="extend", required=True, help="one or more pictures")
@@ -262,7 +263,7 @@ def check(args: argparse.Namespace) -> dict[str, Visualize]:
             raise ValueError(f"{owner!r} and {path!r} would share {str(folder)!r}: rename one")
         there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         if not there.is_dir() or not os.access(there, os.W_OK):
-            raise ValueError(f"cannot write into {str(there)!r}: choose another --output_dir")
+            raise ValueError(f"not a writable folder: {str(there)!r}: choose another --output_dir")
         grids[path] = Visualize(folder, args.scale, args.cmap, args.after, args.weights, name)
         files |= {os.path.realpath(folder / f"{file}.png") for file in (*LAYERS, "input")}
     for file in files.intersection(map(os.path.realpath, grids)):

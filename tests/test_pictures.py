@@ -138,17 +138,17 @@ def test_extreme_sizes(size):
 @pytest.mark.parametrize("as_path", [str, Path])
 def test_paths_that_are_no_picture(tmp_path, as_path):
     (tmp_path / "notes.txt").write_text("no picture")
-    for name, reason in (
-        ("bird.jpg", "No such file"),
-        ("notes.txt", "cannot identify"),
-        (".", "Is a directory" if os.name == "posix" else "Permission denied"),
+    for name, reason, advice in (
+        ("bird.jpg", "No such file", "check the path"),
+        ("notes.txt", "cannot identify", "save it again"),
+        (".", "Is a directory", "check the path"),
     ):
         path = as_path(tmp_path / name)
         with pytest.raises(OSError) as caught:  # noqa: PT011
             read_picture(path)
         start = f"cannot read picture {os.fspath(path)!r} ({reason}"
         assert str(caught.value).startswith(start)
-        assert "check the path" in str(caught.value)
+        assert advice in str(caught.value)
 
 
 def test_files_that_are_no_picture(tmp_path):

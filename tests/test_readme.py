@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, SAMPLE
 from PIL import Image
 
-from Model import Simple_Model
+from Model import LAYERS, Simple_Model
 from Visualize import Visualize
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,7 +39,10 @@ def test_examples_run_one_after_the_other(tmp_path, pretrained):
     assert "(1, 14, 14, 512)" in done.stdout
     assert re.search(r"^\[ *\d+ +\d+ +\d+\]$", done.stdout, re.MULTILINE)
     assert len(list((tmp_path / "Images").iterdir())) == 27
-    assert len(list((tmp_path / "Grids").iterdir())) == 26
+    assert len(list((tmp_path / "Grids").iterdir())) == 27
+    (value,) = re.findall(r"^-?\d+\.\d+$", done.stdout, re.MULTILINE)  # read back from a picture
+    fmap = pretrained.get_feature_map(SAMPLE)[LAYERS.index("conv_pw_6")][0, :, :, 0]
+    assert abs(float(value) - fmap[0, 0]) <= np.ptp(fmap) / 238
     assert [path.name for path in (tmp_path / "Other").iterdir()] == ["Conv1.png"]
 
 

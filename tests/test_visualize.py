@@ -260,7 +260,10 @@ def test_a_failed_save_keeps_the_old_picture(tmp_path, monkeypatch):
     old = path.read_bytes()
 
     def full_disk(self, file, *args, **options):
-        Path(getattr(file, "name", file)).write_bytes(b"half a picture")
+        if hasattr(file, "write"):
+            file.write(b"half a picture")
+        else:
+            Path(file).write_bytes(b"half a picture")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
