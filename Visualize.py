@@ -94,7 +94,7 @@ class Visualize:
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: some values are not finite")
         lowest, highest = values.min(axis=(0, 1)), values.max(axis=(0, 1))  # (C,)
-        flat = highest - lowest <= 1e-6 * (highest - lowest).max()  # so small a range is rounding
+        flat = highest - lowest <= 1e-6 * (highest - lowest).max()  # negligible beside the rest
         levels, low, high = to_levels(values, flat, self.scale, self.after)
         _, height, width, channels = shape
         k = max((ROOM // square - GAP) // max(height, width), 1)
