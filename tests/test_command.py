@@ -22,7 +22,6 @@ NATIVE = "import os, signal; os.write(2, b'native line\\n'); "
 FAKES = {
     "unwanted": "raise SystemExit('Keras was loaded')",
     "broken": NATIVE + "raise ImportError('no\\nruntime')",
-    "invalid": NATIVE + "raise ValueError('size changed')",
     "aborting": NATIVE + "os.abort()",
     "interrupted": NATIVE
     + "signal.signal(signal.SIGINT, signal.default_int_handler); "  # where it came in ignored
@@ -102,16 +101,14 @@ def test_many_pictures_one_of_them_bad(tmp_path):
     assert not np.array_equal(sample, turned)
 
 
-@pytest.mark.parametrize(("after", "values"), [("bn", "batch-norm"), ("relu", "activation")])
-def test_quiet_and_in_another_look(tmp_path, after, values):
-    look = ["--scale", "layer", "--cmap", "seismic", "--after", after]
-    options = ["--output_dir", tmp_path, "--weights", "none", "--quiet"]
+def test_quiet_and_in_another_look(tmp_path):
+    look = ["--scale", "layer", "--cmap", "seismic", "--after", "bn", "--quiet"]
+    options = ["--output_dir", tmp_path, "--weights", "none"]
     done = visualize("--image_path", SAMPLE, *options, *look)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     lines = described(tmp_path / "conv_dw_2.png")
-    assert lines["scale"].startswith("layer, ")
-    assert lines["scale"].endswith("seismic")
-    assert lines["values"].startswith(values)
+    assert (lines["scale"][:7], lines["scale"][-7:]) == ("layer, ", "seismic")
+    assert lines["values"].startswith("batch-normalised")
 
 
 @posix
@@ -119,13 +116,10 @@ def test_quiet_and_in_another_look(tmp_path, after, values):
 def test_a_bar_on_a_terminal(tmp_path, fails):
     if fails:
         (tmp_path / "conv_dw_5.png").mkdir()  # where no picture can be moved to
-    command = [sys.executable, ROOT / "Visualize.py", "--image_path", SAMPLE]
-    options = ["--output_dir", tmp_path, "--weights", "none"]
     reader, terminal = os.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
-    running = subprocess.Popen(
-        [*command, *options], stdout=subprocess.DEVNULL, stderr=terminal, env=environment
-    )
+    command = [sys.executable, ROOT / "Visualize.py", "--image_path", SAMPLE]
+    command += ["--output_dir", tmp_path, "--weights", "none"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=terminal)
     os.close(terminal)
     shown = b""
     with contextlib.suppress(OSError):  # Linux's way to say that the terminal has been left
@@ -136,20 +130,10 @@ def test_a_bar_on_a_terminal(tmp_path, fails):
     shown = shown.decode()
     assert shown.startswith("Loading MobileNet ...")
     assert "0/1" in shown
-    assert ("1/1" in shown) == (not fails)
+    assert ("1/1" in shown, "error" in shown) == (not fails, fails)
     if fails:
         assert "\r\x1b[KVisualize.py: error: cannot write '" in shown
         assert shown.endswith("conv_dw_5.png': Is a directory\r\n")
-    else:
-        assert "error" not in shown
-        assert shown.endswith("\n")
-
-
-def test_help_is_complete(tmp_path):
-    done = visualize("--help", keras="unwanted", tmp_path=tmp_path)
-    assert done.returncode == 0
-    for option in ("image_path", "output_dir", "weights", "after", "scale", "cmap", "quiet"):
-        assert f"--{option}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -157,7 +141,6 @@ def test_help_is_complete(tmp_path):
     [
         ([], "required: --image_path"),
         (["nothing.jpg"], "cannot read picture 'nothing.jpg' (No such file"),
-        ([str(ROOT)], "cannot read picture"),
         ([__file__], "cannot identify"),
         (["a/Bird.jpg", "b/bird.png"], "'a/Bird.jpg' and 'b/bird.png' would share"),
         ([str(SAMPLE), "--cmap", "virdis"], "viridis"),
@@ -179,14 +162,6 @@ def test_mistakes_are_told_before_keras_is_loaded(tmp_path, arguments, message):
         arguments = ["--image_path", *arguments]
     assert message in refused(tmp_path, *arguments)
     assert not (tmp_path / "out").exists()
-
-
-def test_every_unreadable_picture_is_told(tmp_path):
-    done = visualize("--image_path", "nothing.jpg", __file__, keras="unwanted", tmp_path=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    first, second = done.stderr.splitlines()
-    assert "nothing.jpg" in first
-    assert "test_command.py" in second
 
 
 @pytest.mark.parametrize("name", ["conv_pw_1.png", "input.png"])
@@ -244,7 +219,6 @@ def test_offline_with_an_empty_cache(tmp_path):
     ("keras", "status", "error"),
     [
         ("broken", 1, "cannot load Keras and TensorFlow (no runtime): run 'pip install"),
-        ("invalid", 1, "cannot load Keras and TensorFlow (size changed): run 'pip install"),
         ("aborting", -6, None),
     ],
 )

@@ -92,11 +92,10 @@ def test_squeezed_with_the_bicubic_filter(size):
 def test_an_image_in_memory_stays_as_it_is():
     image = Image.open(SAMPLE).convert("RGBA")
     image.getexif()[0x0112] = 6
-    before = image.copy()
+    before = image.tobytes()
     picture = read_picture(image)
     np.testing.assert_array_equal(read_picture(saved(image, "PNG", exif=image.getexif())), picture)
-    assert (image.mode, image.size, image.tobytes()) == ("RGBA", before.size, before.tobytes())
-    assert image.getexif()[0x0112] == 6
+    assert (image.mode, image.tobytes(), image.getexif()[0x0112]) == ("RGBA", before, 6)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
@@ -180,39 +179,22 @@ def test_truncated(tmp_path):
         read_picture(path)
 
 
-TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
-FORMATS = {  # each in a mode that it can keep
-    **{"BMP": "P", "DDS": "RGBA", "GIF": "P", "ICO": "RGBA", "JPEG": "CMYK", "JPEG2000": "RGB"},
-    **{"PCX": "P", "PNG": "I;16", "PPM": "I", "QOI": "RGBA", "TGA": "LA", "TIFF": "CMYK"},
-    **{"WEBP": "RGBA", "XBM": "1"},
-}
-OPTIONS = {"GIF": {"transparency": 3}, "ICO": {"sizes": [(16, 16)]}, "JPEG": {"exif": TURNED}}
+FORMATS = {"BMP": "P", "GIF": "P", "JPEG": "CMYK", "JPEG2000": "RGB", "PNG": "I;16", "PPM": "I"}
+FORMATS |= {"ICO": "RGBA", "QOI": "RGBA", "TGA": "LA", "TIFF": "CMYK", "WEBP": "RGBA"}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 def test_damage_gives_a_picture_or_one_kind_of_error(kind, monkeypatch):
     """Cut the file at every length, and flip its bytes."""
-    Image.init()
-    if kind not in Image.SAVE:
-        pytest.skip(f"this Pillow writes no {kind}")
-    mode = FORMATS[kind]
-    source = Image.open(SAMPLE).resize((16, 16))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # damage can make pictures huge
-    image = source.convert(mode.split(";")[0])
-    if mode == "I;16":
-        image = image.convert("I;16")
-    whole = saved(image, kind, **OPTIONS.get(kind, {})).getvalue()
+    image = Image.open(SAMPLE).resize((16, 16)).convert(FORMATS[kind].split(";")[0])
+    whole = saved(image.convert(FORMATS[kind]), kind).getvalue()
     assert read_picture(io.BytesIO(whole)).mode == "RGB"
-
     chance = random.Random(kind)
-    lengths = range(len(whole)) if len(whole) < 3000 else chance.sample(range(len(whole)), 3000)
-    damaged = [whole[:length] for length in lengths]
-    for position in lengths:
-        for flip in (0xFF, 1 << chance.randrange(8)):
-            data = bytearray(whole)
-            data[position] ^= flip
-            damaged.append(bytes(data))
-    for data in damaged:
-        with contextlib.suppress(OSError, ValueError):
-            assert read_picture(io.BytesIO(data)).mode == "RGB"
+    for position in chance.sample(range(len(whole)), min(len(whole), 2000)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << chance.randrange(8)
+        for data in (whole[:position], bytes(flipped)):
+            with contextlib.suppress(OSError, ValueError):
+                assert read_picture(io.BytesIO(data)).mode == "RGB"
