@@ -1,6 +1,7 @@
-"""What the tests share: the network's table, and how to read a grid's PNG back."""
+"""What the tests share: the table of layers, and how to read a grid's PNG back."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from Model import Simple_Model
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "sample.jpg"
+# (side, channels) of each layer in network order: the table of the MobileNets paper.
+SIZES = [(112, 32), (112, 64), (56, 64), (56, 128), (56, 128), (56, 128), (28, 128), (28, 256)]
+SIZES += [(28, 256), (28, 256), (14, 256), *[(14, 512)] * 11, (7, 512), *[(7, 1024)] * 3]
 
 
 @pytest.fixture(scope="session")
@@ -30,19 +34,13 @@ def described(path):
         return dict(line.split(": ", 1) for line in picture.text["Description"].split("\n"))
 
 
-def tiles(path, channels, block=True):
-    """The palette indices of each channel, (H, W), or of each pixel if not `block`."""
-    row, k = (int(n.partition("×")[0]) for n in described(path)["tiles"].split()[:5:4])
+def tiles(path, spare=0):
+    """The palette indices of each channel's tile, and of spare cells after them."""
     with Image.open(path) as picture:
         assert picture.mode == "P"
-        pixels = np.asarray(picture)
-        shape = picture.text["Title"].partition(" channels of ")[2].split()[0]
-    height, width = map(int, shape.split("×"))
-    for channel in range(channels):
-        y, x = 81 + channel // row * (k * height + 3), 69 + channel % row * (k * width + 3)
-        tile = pixels[y : y + k * height, x : x + k * width]
-        if block:
-            blocks = tile.reshape(height, k, width, k)
-            assert (blocks == blocks[:, :1, :, :1]).all(), "not a block of one colour"
-            tile = blocks[:, 0, :, 0]
-        yield tile
+        pixels, title = np.asarray(picture), picture.text["Title"]
+    channels, height, width = map(int, re.search(r"(\d+) channels of (\d+)×(\d+)", title).groups())
+    square, k = map(int, re.findall(r"\d+", described(path)["tiles"])[:2])
+    for cell in range(channels + spare):
+        y, x = 81 + cell // square * (k * height + 3), 69 + cell % square * (k * width + 3)
+        yield pixels[y : y + k * height, x : x + k * width]
