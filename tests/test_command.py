@@ -146,7 +146,6 @@ def test_weights_that_are_damaged_or_out_of_reach(tmp_path, damaged, status):
     [
         ("raise ImportError('no\\nruntime')", 1, "cannot load Keras and TensorFlow (no runtime): "),
         ("os.abort()", -6, None),
-        ("os.kill(os.getpid(), 2)", 130, None),  # Ctrl-C
     ],
 )
 def test_messages_of_a_failed_load_are_not_lost(tmp_path, failure, status, error):
@@ -156,6 +155,11 @@ def test_messages_of_a_failed_load_are_not_lost(tmp_path, failure, status, error
     loading, native, *errors = done.stderr.splitlines()
     assert (loading, native, len(errors)) == ("Loading MobileNet ...", "native line", bool(error))
     assert not error or errors[0].startswith(f"Visualize.py: error: {error}")
+
+
+def test_interrupt(tmp_path):
+    done = visualize(tmp_path, "--image_path", SAMPLE, keras="raise KeyboardInterrupt")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Loading MobileNet ...\n")
 
 
 def test_main_in_python_leaves_the_process_as_it_was(tmp_path, capsys):
