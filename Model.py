@@ -63,7 +63,7 @@ class Simple_Model:
 
         Returns float32 arrays of shape (1, H, W, C) in the order of `output_layers`, from
         (1, 112, 112, 32) to (1, 7, 7, 1024): from 0 to 6 after ReLU6, signed and unbounded
-        before. Raises OSError or ValueError if the picture cannot be read.
+        before it. Raises OSError or ValueError if the picture cannot be read.
         """
         from keras.applications.mobilenet import preprocess_input
 
@@ -84,7 +84,7 @@ def read_picture(img_path: Picture) -> Image.Image:
             finite = values[np.isfinite(values)]
             is_16_bit = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
             low, high = (0, 65535) if is_16_bit else (finite.min(), finite.max())
-            grey = np.interp(np.nan_to_num(values, nan=low), (low, high), (0, 255))
+            grey = np.interp(np.nan_to_num(values, nan=low), (low, high), (0, 255 * (high > low)))
             upright = Image.fromarray(np.rint(grey).astype(np.uint8))
         elif image.has_transparency_data:
             white = Image.new("RGBA", upright.size, "white")
@@ -94,10 +94,10 @@ def read_picture(img_path: Picture) -> Image.Image:
 
 @contextlib.contextmanager
 def open_picture(img_path: Picture) -> Iterator[Image.Image]:
-    """Open a picture, which reads its header; the block may read its pixels.
+    """Open a picture, which reads its header; the `with` block may read its pixels.
 
     Raises an OSError or a ValueError that names the picture and the reason, also for what fails
-    in the block, and for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    in the `with` block, and for a file with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     source = os.fspath(img_path) if isinstance(img_path, os.PathLike) else img_path
     try:

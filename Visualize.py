@@ -94,7 +94,7 @@ class Visualize:
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: some values are not finite")
         lowest, highest = values.min(axis=(0, 1)), values.max(axis=(0, 1))  # (C,)
-        flat = highest - lowest <= 1e-6 * (highest - lowest).max()  # negligible beside the rest
+        flat = highest - lowest <= 1e-6 * (highest - lowest).max()  # a millionth of the widest
         levels, low, high = to_levels(values, flat, self.scale, self.after)
         _, height, width, channels = shape
         k = max((ROOM // square - GAP) // max(height, width), 1)
@@ -127,11 +127,11 @@ class Visualize:
 
 
 def to_levels(values: Array, flat: Array, scale: str, after: str) -> tuple[Array, Any, Any]:
-    """Turn values (H, W, C) into levels; return these, and what the first and the last one mean.
+    """Turn values (H, W, C) into levels; return them and the values of the first and last one.
 
-    On a layer's scale, they mean 0 and 6 after ReLU6, its own range; otherwise -b and b, where b
+    On a layer's scale, these are 0 and 6 after ReLU6, its own range; otherwise -b and b, where b
     is the 99th percentile of |value| over the channels that are not flat. On a channel's scale, or
-    if all are flat, they mean each channel's lowest and highest value: two arrays (C,).
+    if all are flat, these are each channel's lowest and highest value: two arrays (C,).
     """
     low, high = values.min(axis=(0, 1)), values.max(axis=(0, 1))
     if scale == "layer" and not flat.all():
@@ -156,10 +156,10 @@ def mosaic(levels: Array, flat: Array, square: int, k: int) -> Array:
 
 
 def draw_page(tiles: Array, title: str, caption: str, key: list[str], pointed: bool) -> Array:
-    """Put tiles on paper with numbered rows and columns; `key` is the text of a colourbar."""
+    """Put tiles on paper with numbered rows and columns; `key` has a colourbar's four texts."""
     rows, down, columns, across = tiles.shape
     height, width = rows * down, columns * across
-    wide, every = max(LEFT + width + RIGHT, 900), math.ceil(30 / min(down, across))
+    wide, every = max(LEFT + width + RIGHT, 1026), math.ceil(30 / min(down, across))
     page = np.full((TOP + height + BOTTOM, wide), PAPER, np.uint8)
     page[TOP:-BOTTOM, LEFT : LEFT + width] = tiles.reshape(height, width)
     over = [((c + 0.5) * across, 15, str(c), 8, "center") for c in range(0, columns, every)]
@@ -172,9 +172,9 @@ def draw_page(tiles: Array, title: str, caption: str, key: list[str], pointed: b
         places = (45, 58), (165, 58), (285, 58), (165, 15)
         texts = [(*place, words, 8, "center") for place, words in zip(places, key, strict=True)]
         page[-BOTTOM:, -330:] = draw_text(BOTTOM, 330, *texts)
-        bar = np.rint(np.linspace(0, LEVELS - 1, 240))  # ends 45 pixels from the right
-        for row, cut in enumerate(np.abs(np.arange(-7, 8)) * pointed):
-            page[row - 45, cut - 285 : -45 - cut] = bar[cut : 240 - cut]
+        bar = np.rint(np.linspace(0, LEVELS - 1, 240))  # each row loses `cut` pixels at both ends
+        for row, cut in enumerate([abs(r) if pointed else 0 for r in range(-7, 8)], start=-45):
+            page[row, cut - 285 : -45 - cut] = bar[cut : 240 - cut]
     return page
 
 
@@ -266,8 +266,8 @@ def check(args: argparse.Namespace) -> dict[str, Visualize]:
             raise ValueError(f"not a writable folder: {str(there)!r}: choose another --output_dir")
         grids[path] = Visualize(folder, args.scale, args.cmap, args.after, args.weights, name)
         files |= {os.path.realpath(folder / f"{file}.png") for file in (*LAYERS, "input")}
-    for file in files.intersection(map(os.path.realpath, grids)):
-        raise ValueError(f"{file!r} would be overwritten: choose another --output_dir")
+    if lost := files.intersection(map(os.path.realpath, grids)):
+        raise ValueError(f"{min(lost)!r} would be overwritten: choose another --output_dir")
     return grids
 
 
@@ -330,5 +330,5 @@ if __name__ == "__main__":
     gc.set_threshold(10_000)  # importing TensorFlow makes a million objects that stay
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     status = main()
-    gc.freeze()  # spares them at the exit too
+    gc.freeze()  # so the exit does not search them either
     sys.exit(status)

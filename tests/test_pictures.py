@@ -45,6 +45,7 @@ def grey(picture):
         *((Image.fromarray(RAMP32 - offset), "TIFF", RAMP8) for offset in (0, 2**30)),
         (Image.fromarray((RAMP * 1e-3 - 5).astype(np.float32)), "TIFF", RAMP8),
         (Image.fromarray(ODD), "TIFF", RAMP8),
+        (Image.new("F", (224, 224), 7), "TIFF", RAMP8 * 0),
         (Image.fromarray(RAMP.astype(np.float32)), "PPM", RAMP8),  # a PFM
     ],
 )

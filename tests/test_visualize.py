@@ -46,7 +46,7 @@ def test_every_value_is_in_the_picture(tmp_path, layer, size):
     fmap = random_maps(*size)
     path = draw(tmp_path, fmap, math.ceil(math.sqrt(size[1])), layer)
     assert path == tmp_path / f"{layer}.png"
-    assert all(900 <= pixels <= 1550 for pixels in Image.open(path).size)
+    assert all(1026 <= pixels <= 1550 for pixels in Image.open(path).size)
     assert_shown(path, fmap)
 
 
@@ -55,7 +55,7 @@ def test_rectangular_maps_and_spare_cells(tmp_path, shape):
     fmap = random_maps(shape[0], 5, width=shape[1])
     for scale in ("layer", "channel"):
         path = draw(tmp_path, fmap, scale=scale)
-        assert Image.open(path).width >= 900  # so that the title has room
+        assert Image.open(path).width >= 1026  # so that the title has room
         assert all((tile == 255).all() for tile in list(tiles(path, spare=3))[5:])
     assert_shown(path, fmap)
 
