@@ -58,7 +58,7 @@ class Visualize:
             choices = f"scale from {', '.join(SCALES)}, after from {', '.join(VALUES)}"
             raise ValueError(f"scale={self.scale!r}, after={self.after!r}: choose {choices}")
         colors = "viridis" if self.after == "relu" else "coolwarm"
-        self.cmap = self.cmap or ("gray" if self.scale == "channel" else colors)
+        self.cmap = self.cmap or (colors if self.scale == "layer" else "gray")
         levels = matplotlib.colormaps.get_cmap(self.cmap)(np.linspace(0, 1, LEVELS))[:, :3]
         greys = np.linspace((0, 0, 0), (1, 1, 1), GREYS)
         self.palette = np.rint(np.vstack([levels, greys]) * 255).astype(np.uint8).tobytes()
@@ -73,10 +73,10 @@ class Visualize:
             feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
         if not isinstance(feature_maps, Mapping):
             raise ValueError(f"expected {len(LAYERS)} arrays in a list or a mapping from names")
-        squares = [math.ceil(math.prod(np.shape(a)[-1:]) ** 0.5) for a in feature_maps.values()]
-        draw = self.proccess_each_feature_map
+        maps = feature_maps.values()
+        squares = [math.ceil((np.shape(fmap) or (0,))[-1] ** 0.5) for fmap in maps]
         with ThreadPoolExecutor(2) as threads:
-            return list(threads.map(draw, squares, feature_maps.values(), feature_maps.keys()))
+            return list(threads.map(self.proccess_each_feature_map, squares, maps, feature_maps))
 
     def proccess_each_feature_map(self, square: int, fmap: Array, name: str = "layer") -> Path:
         """Draw the grid of one layer, save it as `<name>.png` and return its path.
@@ -150,8 +150,8 @@ def mosaic(levels: Array, flat: Array, square: int, k: int) -> Array:
     tiles[:channels, :-1, :-1] = LINE
     inside = tiles[:channels, 1:-2, 1:-2]
     inside[:] = levels.transpose(2, 0, 1).repeat(k, axis=1).repeat(k, axis=2)
-    y, x = (np.abs(np.linspace(-1, 1, side)) for side in inside.shape[1:])
-    inside[flat] = np.where(np.abs(np.subtract.outer(y, x)) < 3 / x.size, CROSS, PAPER)
+    y, x = (np.abs(np.linspace(-1, 1, side)) for side in inside.shape[1:])  # 0 at the centre
+    inside[flat] = np.where(np.abs(y[:, np.newaxis] - x) < 3 / x.size, CROSS, PAPER)  # diagonals
     return tiles.reshape(rows, square, down, across).swapaxes(1, 2)
 
 
