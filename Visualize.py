@@ -90,7 +90,7 @@ class Visualize:
             raise ValueError(f"{name!r} cannot be the name of a file")
         if len(shape) != 4 or shape[0] != 1 or 0 in shape or square < shape[3] ** 0.5:
             raise ValueError(f"{name}: expected (1, H, W, C ≤ {square}²), not an array of {shape}")
-        values = np.asarray(fmap[0], np.float64)
+        values = np.asarray(fmap[0], np.float32)  # float64 would double the memory
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: some values are not finite")
         lowest, highest = values.min(axis=(0, 1)), values.max(axis=(0, 1))  # (C,)
