@@ -34,7 +34,7 @@ from Model import LAYERS, Simple_Model, open_picture, read_picture
 # The palette: LEVELS colours, an odd number, so that zero can have its own; and GREYS up to white.
 LEVELS, GREYS = 239, 17
 CROSS, LINE, PAPER = LEVELS + 6, LEVELS + 10, LEVELS + 16  # three of the greys
-LEFT, RIGHT, HEAD, TOP, BOTTOM = 68, 38, 50, 80, 75  # margins of a page, in pixels
+LEFT, RIGHT, HEAD, TOP, BOTTOM, MIN_WIDTH = 68, 38, 50, 80, 75, 1026  # margins, room for texts
 GAP, ROOM = 3, 1394  # pixels from tile to tile (frame, paper, frame), and for all tiles in a row
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 MATPLOTLIB = threading.Lock()  # matplotlib is not thread-safe
@@ -90,7 +90,7 @@ class Visualize:
             raise ValueError(f"{name!r} cannot be the name of a file")
         if len(shape) != 4 or shape[0] != 1 or 0 in shape or square < shape[3] ** 0.5:
             raise ValueError(f"{name}: expected (1, H, W, C ≤ {square}²), not an array of {shape}")
-        values = np.asarray(fmap[0], np.float32)  # float64 would double the memory
+        values = np.asarray(fmap[0], np.float32)  # half the memory of float64
         if not np.isfinite(values).all():
             raise ValueError(f"{name}: some values are not finite")
         lowest, highest = values.min(axis=(0, 1)), values.max(axis=(0, 1))  # (C,)
@@ -159,7 +159,7 @@ def draw_page(tiles: Array, title: str, caption: str, key: list[str], pointed: b
     """Put tiles on paper with numbered rows and columns; `key` has a colourbar's four texts."""
     rows, down, columns, across = tiles.shape
     height, width = rows * down, columns * across
-    wide, every = max(LEFT + width + RIGHT, 1026), math.ceil(30 / min(down, across))
+    wide, every = max(LEFT + width + RIGHT, MIN_WIDTH), math.ceil(30 / min(down, across))
     page = np.full((TOP + height + BOTTOM, wide), PAPER, np.uint8)
     page[TOP:-BOTTOM, LEFT : LEFT + width] = tiles.reshape(height, width)
     over = [((c + 0.5) * across, 15, str(c), 8, "center") for c in range(0, columns, every)]
