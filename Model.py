@@ -1,116 +1,232 @@
-"""Compute the feature maps of MobileNet's depthwise and pointwise convolutions."""
+"""Compute the feature maps of MobileNet's depthwise and pointwise convolutions.
+
+One Keras model has all 26 layers as outputs, so that one forward pass gives all the maps.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import textwrap
 import warnings
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+
+if TYPE_CHECKING:
+    import keras
 
 LAYERS = [f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "pw")]
-SUFFIXES = {"conv": "", "bn": "_bn", "relu": "_relu"}  # of Keras's layer names
-WEIGHTS = "mobilenet_1_0_224_tf_no_top.h5"
-URL = f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/{WEIGHTS}"
-Picture = str | os.PathLike[str] | BinaryIO | Image.Image
+INPUT_SIZE = (224, 224)
+WEIGHTS_FILE = "mobilenet_1_0_224_tf_no_top.h5"
+WEIGHTS_URL = (
+    f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/{WEIGHTS_FILE}"
+)
+
+# The places in a layer where values can be taken, and what they are called there.
+VALUES = {"conv": "convolution output", "bn": "batch-normalised", "relu": "activation after ReLU6"}
+
+# Compiling the network takes about as long as it saves in five pictures.
+CALLS_BEFORE_COMPILING = 3
+
+# How a camera's picture must be turned, by the orientation in its EXIF block.
+Turn = Image.Transpose
+TURNS = {
+    2: Turn.FLIP_LEFT_RIGHT,
+    3: Turn.ROTATE_180,
+    4: Turn.FLIP_TOP_BOTTOM,
+    5: Turn.TRANSPOSE,
+    6: Turn.ROTATE_270,
+    7: Turn.TRANSVERSE,
+    8: Turn.ROTATE_90,
+}
+
+Picture = str | os.PathLike | BinaryIO | Image.Image
 
 
 class Simple_Model:
     """MobileNet v1 (1.0, 224×224, https://arxiv.org/abs/1704.04861) with 26 layers as outputs."""
 
     def __init__(self, weights: str | os.PathLike | None = "imagenet", after: str = "conv") -> None:
-        """Load TensorFlow and the network.
+        """Load Keras and the network.
 
-        `weights` is "imagenet" (Keras downloads them once), None (an untrained network) or a
-        weights file without the head. The feature maps are taken `after` each layer's convolution
-        ("conv"), its batch normalisation ("bn") or its ReLU6 ("relu"). Raises OSError if there is
-        no weights file, and ValueError if it is damaged or another network's or `after` is unknown.
+        `weights` is "imagenet" (Keras downloads them once), None (an untrained network) or a file
+        of weights for the network without its head. The feature maps are taken `after` each
+        layer's convolution ("conv"), its batch normalisation ("bn") or its ReLU6 ("relu"). The
+        attribute `values` says in words what they are.
+
+        Raises OSError if the weights cannot be found, downloaded or read, and ValueError if a file
+        of your own does not fit this network or `after` is unknown.
         """
-        if after not in SUFFIXES:
-            raise ValueError(f"unknown after={after!r}: choose from {', '.join(SUFFIXES)}")
-        self.output_layers, self.input_size = list(LAYERS), (224, 224)
-        self.weights, self.after, self._calls = weights, after, 0
+        if after not in VALUES:
+            raise ValueError(f"after={after!r}: choose {', '.join(VALUES)}")
+        self.weights = weights
+        self.after = after
+        self.values = VALUES[after]
+        if weights is None:
+            self.values += ", untrained weights"
+        elif weights != "imagenet":
+            self.values += f", weights of {os.path.basename(weights)}"
+        self.output_layers = list(LAYERS)
         self.model = self.build_model()
+        self._calls = 0
 
-    def build_model(self) -> Any:
+    def build_model(self) -> keras.Model:
         """Build one `keras.Model` that gives all 26 outputs in a single forward pass."""
         import keras  # here, because it takes seconds, and importing this module should not
 
-        keras.config.set_image_data_format("channels_last")  # a user's keras.json may differ
-        file = self.weights
-        try:
-            if file == "imagenet":
-                # Keras itself does not read a cache that it cannot write to, such as a shared one.
-                home = os.environ.get("KERAS_HOME", "~/.keras")
-                file = os.path.expanduser(f"{home}/models/{WEIGHTS}")
-                if not os.path.isfile(file):
-                    file = keras.utils.get_file(WEIGHTS, URL, cache_subdir="models")
-            network = keras.applications.MobileNet((224, 224, 3), include_top=False, weights=file)
-        except Exception as error:  # get_file raises a bare Exception, h5py and Keras all kinds
-            kind = ValueError if os.path.isfile(file or "") else OSError
-            advice = "use --weights FILE or --weights none; or, if it is Keras's own file, delete "
-            advice += f"it when damaged, and when you are offline, download {URL} to that path"
-            reason = str(error).partition("\n")[0]  # Keras lists all the layers
-            raise kind(f"cannot load weights file {str(file)!r} ({reason}): {advice}") from error
-        stages = [network.get_layer(name + SUFFIXES[self.after]) for name in LAYERS]
-        return keras.Model(network.input, [stage.output for stage in stages])
+        with default_settings(keras.config):
+            picture = keras.Input((*INPUT_SIZE, 3), dtype="float32")
+            network = keras.applications.MobileNet(
+                input_tensor=picture, include_top=False, weights=None
+            )
+            if self.weights is not None:
+                load_weights(network, self.weights)
+            suffix = "" if self.after == "conv" else f"_{self.after}"  # of Keras's names
+            outputs = [network.get_layer(name + suffix).output for name in self.output_layers]
+            return keras.Model(picture, outputs)
 
     def get_feature_map(self, img_path: Picture) -> list[np.ndarray]:
-        """Compute the 26 feature maps of a picture: a path, a binary file or a PIL image.
+        """Compute the 26 feature maps of a picture: a path, an open binary file or a PIL image.
 
         Returns float32 arrays of shape (1, H, W, C) in the order of `output_layers`, from
         (1, 112, 112, 32) to (1, 7, 7, 1024): from 0 to 6 after ReLU6, signed and unbounded
-        before it. Raises OSError or ValueError if the picture cannot be read.
+        before it. From the fourth call on, compiled code may give other last digits. Raises
+        OSError or ValueError if the picture cannot be read.
         """
-        from keras.applications.mobilenet import preprocess_input
+        import keras
 
-        pixels = np.asarray(read_picture(img_path), np.float32)[np.newaxis]  # (1, 224, 224, 3)
+        pixels = np.asarray(read_picture(img_path), np.float32)  # (224, 224, 3), from 0 to 255
+        batch = keras.applications.mobilenet.preprocess_input(pixels[np.newaxis])  # from -1 to 1
         self._calls += 1
-        # Compiling the network pays off from about four pictures. It may change the last digits.
-        run = self.model if self._calls < 4 else self.model.predict_on_batch
-        outputs = run(preprocess_input(pixels))  # pixels from [0, 255] to [-1, 1]
-        return [np.asarray(output, np.float32) for output in outputs]
+        if self._calls <= CALLS_BEFORE_COMPILING:
+            outputs = self.model(batch)
+        else:
+            outputs = self.model.predict_on_batch(batch)
+        return [np.array(keras.ops.convert_to_numpy(output)) for output in outputs]
+
+
+@contextlib.contextmanager
+def default_settings(config: keras.config) -> Iterator[None]:
+    """Let Keras build float32 layers for (H, W, C), then give a person's own settings back."""
+    data_format = config.image_data_format()
+    policy = config.dtype_policy()
+    config.set_image_data_format("channels_last")
+    config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        config.set_image_data_format(data_format)
+        config.set_dtype_policy(policy)
+
+
+def load_weights(network: keras.Model, weights: str | os.PathLike) -> None:
+    """Load a file, or the ImageNet weights, into the network; an error says what to do."""
+    path = imagenet_weights() if weights == "imagenet" else weights
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no such weights file: {str(path)!r}")
+    try:
+        network.load_weights(path)
+    except Exception as error:  # h5py and Keras raise all kinds
+        reason = textwrap.shorten(str(error), 70)
+        failure = f"cannot load weights {str(path)!r} ({reason})"
+        if weights == "imagenet":
+            raise OSError(
+                f"{failure}: wait if another program is downloading or using the file; "
+                "delete it if it is damaged"
+            ) from error
+        raise ValueError(
+            f"{failure}: they must be of MobileNet((224, 224, 3), include_top=False); "
+            "if the file is a larger model, save only that part, with its save_weights"
+        ) from error
+
+
+def imagenet_weights() -> str:
+    """Return the path of the ImageNet weights in Keras's cache; download them if needed."""
+    import keras
+
+    folder = Path(os.environ.get("KERAS_HOME", "~/.keras"), "models").expanduser()
+    path = folder / WEIGHTS_FILE
+    if path.is_file():  # Keras does not look into a cache that it cannot write to
+        return str(path)
+    try:
+        return keras.utils.get_file(origin=WEIGHTS_URL, cache_subdir="models")
+    except Exception as error:  # get_file raises a bare Exception
+        reason = str(error).rpartition(" -- ")[2]  # after the address, which stands below
+        raise ConnectionError(
+            f"cannot download the weights ({reason}): save {WEIGHTS_URL} in {str(folder)!r}"
+        ) from error
 
 
 def read_picture(img_path: Picture) -> Image.Image:
-    """Read a picture's first frame as the network sees it: upright, over white, RGB, 224×224."""
+    """Read a picture's first frame as the network sees it: upright, over white, RGB, 224×224.
+
+    A colour profile is ignored. Raises OSError or ValueError if the picture cannot be read.
+    """
     with open_picture(img_path) as image:
-        upright = ImageOps.exif_transpose(image)  # this reads the pixels
-        if image.mode[0] in "IF":  # 16-bit grey keeps its format's range, deeper grey its own
-            values = np.asarray(upright, np.float64)
-            finite = values[np.isfinite(values)]
-            is_16_bit = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
-            low, high = (0, 65535) if is_16_bit else (finite.min(), finite.max())
-            grey = np.interp(np.nan_to_num(values, nan=low), (low, high), (0, 255 * (high > low)))
-            upright = Image.fromarray(np.rint(grey).astype(np.uint8))
+        image.load()  # here a damaged file fails, and a TIFF turns itself upright
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        upright = image if turn is None else image.transpose(turn)
+        if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
+            upright = to_8_bits(upright, header=image)
         elif image.has_transparency_data:
             white = Image.new("RGBA", upright.size, "white")
             upright = Image.alpha_composite(white, upright.convert("RGBA"))
-        return upright.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+        if upright.mode != "RGB":  # converting would copy a large picture for nothing
+            upright = upright.convert("RGB")
+        seen = upright.resize(INPUT_SIZE, Image.Resampling.BICUBIC)
+        seen.info.clear()  # a profile would change the colours that the network saw
+        return seen
+
+
+def to_8_bits(grey: Image.Image, header: Image.Image) -> Image.Image:
+    """Turn deep grey into 0 for black to 255 for white; NaN is black.
+
+    White is 65535 in 16 bits, or as many bits as a TIFF header says. In deeper pictures, black and
+    white are the lowest and the highest value. A TIFF header may also say that zero is white.
+    """
+    values = np.asarray(grey, np.float64)
+    tags = getattr(header, "tag_v2", {})
+    # Pillow reads a 16-bit PPM file in mode I, the one for 32 bits.
+    if header.mode.startswith("I;16") or (header.mode, header.format) == ("I", "PPM"):
+        bits = tags.get(ExifTags.Base.BitsPerSample, [16])[0]
+        ends = [0, 2**bits - 1]
+    else:
+        ends = [np.nanmin(values), np.nanmax(values)]
+    shares = (values - ends[0]) / (np.ptp(ends) or 1)
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # zero is white
+        shares = 1 - shares
+    return Image.fromarray(np.rint(255 * np.nan_to_num(shares)).astype(np.uint8))
 
 
 @contextlib.contextmanager
 def open_picture(img_path: Picture) -> Iterator[Image.Image]:
-    """Open a picture, which reads its header; the `with` block may read its pixels.
+    """Open a picture for a `with` block. Opening reads the header only.
 
-    Raises an OSError or a ValueError that names the picture and the reason, also for what fails
-    in the `with` block, and for a file with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    Whatever fails, here or in the block, is raised as an OSError or a ValueError that says which
+    picture cannot be read, why, and what to do. So are more pixels than
+    `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow itself only warns.
     """
-    source = os.fspath(img_path) if isinstance(img_path, os.PathLike) else img_path
+    is_image = isinstance(img_path, Image.Image)
+    is_path = isinstance(img_path, str | os.PathLike)
+    if not (is_image or is_path or hasattr(img_path, "read")):
+        raise ValueError(
+            f"cannot read a picture from {type(img_path).__name__}: give a path, an open file, "
+            "io.BytesIO(data) or PIL.Image.fromarray(array)"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            ready = isinstance(source, Image.Image)
-            with contextlib.nullcontext(source) if ready else Image.open(source) as image:
+            with contextlib.nullcontext(img_path) if is_image else Image.open(img_path) as image:
                 yield image
     except Exception as error:  # decoders raise SyntaxError, struct.error, KeyError, ...
-        kind = type(error) if isinstance(error, OSError) else ValueError
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        name = str(img_path if is_path else getattr(img_path, "name", img_path))
+        reason = getattr(error, "strerror", None) or str(error)
         advice = "save it again as a PNG or JPEG, scaled down if it is very large"
-        if isinstance(error, FileNotFoundError | IsADirectoryError):
-            advice = "check the path"
-        name = getattr(source, "name", source)
+        if getattr(error, "errno", None):  # from the operating system
+            advice = "check the path or pattern"
+        kind = type(error) if isinstance(error, OSError) else ValueError
         raise kind(f"cannot read picture {name!r} ({reason}): {advice}") from error

@@ -1,4 +1,4 @@
-"""Draw MobileNet's feature maps: one picture per layer, with every channel in it."""
+"""Draw MobileNet's feature maps: one page per layer, with every channel on it."""
 
 from __future__ import annotations
 
@@ -6,320 +6,583 @@ import argparse
 import contextlib
 import functools
 import gc
+import glob
 import io
 import math
 import os
-import subprocess
 import sys
-import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font
 from numpy import ndarray as Array
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from Model import LAYERS, Simple_Model, open_picture, read_picture
+from Model import LAYERS, VALUES, Simple_Model, read_picture
 
-# The palette: LEVELS colours, an odd number, so that zero can have its own; and GREYS up to white.
-LEVELS, GREYS = 239, 17
-CROSS, LINE, PAPER = LEVELS + 6, LEVELS + 10, LEVELS + 16  # three of the greys
-LEFT, RIGHT, HEAD, TOP, BOTTOM, MIN_WIDTH = 68, 38, 50, 80, 75, 1026  # margins, room for texts
-GAP, ROOM = 3, 1394  # pixels from tile to tile (frame, paper, frame), and for all tiles in a row
+SCALES = {"channel": "each tile over its own range", "layer": "all tiles on one scale"}
+FLAT = 1e-6  # a channel is flat if its range is at most this part of the layer's widest range
+
+# Every pixel of a page is an index into its palette: first the levels of the colormap, then greys
+# from black to white. matplotlib draws text in these greys, so what it draws are indices, too.
+LEVELS = 239  # an odd number, so that zero can have a level of its own
+GREYS = 17
+INK = LEVELS
+CROSS = LEVELS + 6
+FRAME = LEVELS + 10
+PAPER = LEVELS + GREYS - 1
+
+# Text sizes in points, all others in pixels, 150 to an inch. A page is a stack of blocks: the
+# layer's name, facts, the grid of tiles with numbers around it, a caption, and a colourbar.
+DOTS_PER_INCH = 150
+NAME_SIZE = 18
+TEXT_SIZE = 11
+LINE_HEIGHT = 32
+LETTER_WIDTH = 14  # of most letters
+LONGEST_LINE = 80  # letters
+MARGIN = 17
+NUMBERS_WIDTH = 72  # beside the tiles
+NUMBER_WIDTH = 42  # room for the number of a column
+GAP = 10  # between the grid and what is beside or below it
+FRAME_AND_GAP = 3  # between the values of two tiles: a frame, a pixel of paper and a frame
+LABELLED_WIDTH = 80  # of a tile with a label, at least
+COLORBAR_HEIGHT = 24
+
+Picture = Image.Image
+ScaleChoice = str | Sequence[float]
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-MATPLOTLIB = threading.Lock()  # matplotlib is not thread-safe
-SCALES = {"channel": "each channel over its own range", "layer": "all channels on one scale"}
-VALUES = {"conv": "convolution output", "bn": "batch-normalised", "relu": "activation after ReLU6"}
+INPUT_NAME = "network_input"
+
+
+class Visualize:
+    """Grids of feature maps, saved as one PNG per layer."""
+
+    def __init__(
+        self,
+        output_dir: str | Path = "Images",
+        scale: ScaleChoice = "channel",
+        cmap: str | None = None,
+        values: str | None = None,
+        source: str | Path | None = None,
+        figsize: Sequence[float] = (10, 10),
+        layer_num: int = 1,
+        layer_type: str = "dw",
+    ) -> None:
+        """Choose where the pages go, how they look and what they say.
+
+        `output_dir` is created when needed. `scale` is "channel" (each channel over its own range),
+        "layer" (all channels on one scale, symmetric about zero) or the values of the scale's two
+        ends. `cmap` is a matplotlib colormap: by default gray for "channel", coolwarm where zero is
+        the middle of the scale, else viridis. `values` are words for what the numbers are, such as
+        `Simple_Model.values`; `source` is the picture's name. `figsize` is the largest page without
+        its title and caption, in inches at 150 dots. `layer_type` and `layer_num` name a layer that
+        is drawn without a name. Raises ValueError if `scale` or `cmap` is unknown.
+        """
+        check_scale(scale)
+        self.output_dir = output_dir
+        self.scale = scale
+        self.cmap = cmap
+        self.values = values
+        self.source = source
+        self.figsize = figsize
+        self.layer_num = layer_num
+        self.layer_type = layer_type
+
+    @property
+    def cmap(self) -> str | None:
+        """The name of a colormap, or None for the scale's own."""
+        return self._cmap
+
+    @cmap.setter
+    def cmap(self, cmap: str | None) -> None:
+        matplotlib.colormaps.get_cmap(cmap)  # raises ValueError if there is none
+        self._cmap = cmap
+
+    def show_each_feature_map(
+        self,
+        feature_maps: Sequence[Array] | Mapping[str, Array],
+        labels: Sequence | Mapping = (),
+    ) -> list[Path]:
+        """Draw and save many layers; return the paths of their pages, in the same order.
+
+        `feature_maps` are the 26 arrays of `Simple_Model.get_feature_map`, or a mapping from names
+        to arrays of shape (1, H, W, C). `labels` is a mapping, too, or the labels of every array.
+        Raises as `proccess_each_feature_map` does.
+        """
+        if not isinstance(feature_maps, Mapping):
+            if len(feature_maps) != len(LAYERS):
+                raise ValueError(
+                    f"expected the {len(LAYERS)} arrays of get_feature_map, "
+                    'or a mapping such as {"conv_pw_6": array}'
+                )
+            feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
+        if not isinstance(labels, Mapping):
+            labels = dict.fromkeys(feature_maps, labels)
+        layers = (Layer(name, fmap, labels.get(name, ())) for name, fmap in feature_maps.items())
+        pages = (self._draw(layer, layer.square) for layer in layers)
+        paths = [Path(self.output_dir, f"{name}.png") for name in feature_maps]
+        with ThreadPoolExecutor(os.cpu_count()) as savers:
+            return list(savers.map(save_png, pages, paths))
+
+    def proccess_each_feature_map(
+        self,
+        square: int,
+        fmap: Array,
+        name: str | None = None,
+        labels: Sequence = (),
+    ) -> Path:
+        """Draw the grid of one layer, save it as `<name>.png` and return its path.
+
+        `fmap` is an array of shape (1, H, W, C). Its channel c is the tile in row c // square and
+        column c % square. In the PNG, palette index 0 to 238 is a value's place on the scale;
+        greater ones are the page. Without a `name`, the layer is conv_<layer_type>_<layer_num>.
+        `labels` are C texts or numbers, for tiles that are not the channels 0, 1, 2, ...
+
+        Raises ValueError if the shape or the name is invalid, a value is not finite, the channels
+        are more than square² or not as many as the labels; OSError if the page cannot be written.
+        """
+        if name is None:
+            name = f"conv_{self.layer_type}_{self.layer_num}"
+        layer = Layer(name, fmap, labels)
+        if square != int(square) or square < layer.square:
+            raise ValueError(f"square={square!r}: expected a whole number from {layer.square} on")
+        return save_png(self._draw(layer, int(square)), Path(self.output_dir, f"{name}.png"))
+
+    def _draw(self, layer: Layer, columns: int) -> Picture:
+        """Draw the page of a layer. Its `info` is what the PNG will say of it."""
+        scale = make_scale(self.scale, layer)
+        colormap = matplotlib.colormaps.get_cmap(self.cmap or scale.cmap)
+        zoom = find_zoom(layer, columns, self.figsize)
+        facts = joined(self.values, layer.size, layer.flat.any() and f"{layer.flat.sum()} flat")
+        how_to_read = "" if layer.labels else "channel = row number + column number"
+        lines = [self.source, how_to_read, scale.words, scale.shared and self.values]
+        with style.context("default"):  # whatever the user's own style is
+            blocks = [draw_text(layer.name, NAME_SIZE), draw_text(facts)]
+            blocks.append(draw_grid(draw_tiles(layer, scale, zoom), columns, layer.labels))
+            blocks += [draw_text(line) for line in lines if line]
+            if scale.shared:
+                blocks.append(draw_colorbar(scale))
+        page = stack(blocks)
+        page.putpalette(make_palette(colormap))
+        page.info = {
+            "Title": joined(layer.name, facts),
+            "Source": self.source,
+            "Description": f"values: {self.values or 'not told'}\n"
+            f"range: {layer.lowest.min():.9g} to {layer.highest.max():.9g}\n"
+            f"scale: {scale.words}, {scale.ends}\n"
+            f"colormap: {colormap.name}\n"
+            f"tiles: {columns} in a row, {zoom}×{zoom} pixels per value\n"
+            f"software: matplotlib {matplotlib.__version__}, numpy {np.__version__}",
+            "Channel ranges": "\n".join(map("{:.9g} {:.9g}".format, layer.lowest, layer.highest)),
+            "Labels": "\n".join(layer.labels),
+        }
+        return page
+
+
+class Layer:
+    """An array to draw: its name, values (H, W, C), labels if any, and facts of each channel."""
+
+    def __init__(self, name: str, fmap: Array, labels: Sequence) -> None:
+        if os.path.basename(f"{name}.png") != f"{name}.png":
+            raise ValueError(f"{name!r} cannot be the name of a file")
+        shape = np.shape(fmap)
+        if len(shape) != 4 or shape[0] != 1:
+            raise ValueError(f"{name}: expected an array of shape (1, H, W, C), not {shape}")
+        self.name = name
+        self.values = np.asarray(fmap[0], np.float32)  # half the memory of float64
+        if not np.isfinite(self.values).all():
+            raise ValueError(f"{name}: some values are NaN or infinite")
+        self.height, self.width, self.channels = self.values.shape
+        self.labels = [str(label) for label in labels]
+        if len(self.labels) not in (0, self.channels):
+            raise ValueError(f"{name}: expected {self.channels} labels, not {len(self.labels)}")
+        noun = "map" if self.labels else "channel"
+        plural = "s" if self.channels > 1 else ""
+        self.size = f"{self.channels} {noun}{plural} of {self.height}×{self.width}"
+        self.square = math.ceil(self.channels**0.5)
+        self.lowest = self.values.min((0, 1))  # (C,)
+        self.highest = self.values.max((0, 1))  # (C,)
+        ranges = self.highest - self.lowest
+        self.flat = ranges <= FLAT * ranges.max()  # (C,)
 
 
 @dataclass
-class Visualize:
-    """Grids of feature maps, saved as one PNG per layer. An unknown choice is a ValueError."""
+class Scale:
+    """How values become levels: `low` is the first level and `high` the last.
 
-    output_dir: str | os.PathLike = "Images"  # created when needed
-    scale: str = "channel"  # or "layer", see `to_levels`
-    cmap: str | None = None  # matplotlib's: gray; for a layer's scale coolwarm, or viridis
-    after: str = "conv"  # the stage of the `Simple_Model`
-    weights: str | os.PathLike | None = "not stated"  # those of the `Simple_Model`
-    source: str = "source not stated"  # the picture's file name
-
-    def __post_init__(self) -> None:
-        if self.scale not in SCALES or self.after not in VALUES:
-            choices = f"scale from {', '.join(SCALES)}, after from {', '.join(VALUES)}"
-            raise ValueError(f"scale={self.scale!r}, after={self.after!r}: choose {choices}")
-        colors = "viridis" if self.after == "relu" else "coolwarm"
-        self.cmap = self.cmap or (colors if self.scale == "layer" else "gray")
-        levels = matplotlib.colormaps.get_cmap(self.cmap)(np.linspace(0, 1, LEVELS))[:, :3]
-        greys = np.linspace((0, 0, 0), (1, 1, 1), GREYS)
-        self.palette = np.rint(np.vstack([levels, greys]) * 255).astype(np.uint8).tobytes()
-
-    def show_each_feature_map(self, feature_maps: list[Array] | Mapping[str, Array]) -> list[Path]:
-        """Draw and save many layers; return the paths of their pictures, in the same order.
-
-        `feature_maps` is the list of 26 arrays from `Simple_Model.get_feature_map`, or a mapping
-        from names to arrays of shape (1, H, W, C). Raises as `proccess_each_feature_map` does.
-        """
-        if isinstance(feature_maps, list) and len(feature_maps) == len(LAYERS):
-            feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
-        if not isinstance(feature_maps, Mapping):
-            raise ValueError(f"expected {len(LAYERS)} arrays in a list or a mapping from names")
-        maps = feature_maps.values()
-        squares = [math.ceil((np.shape(fmap) or (0,))[-1] ** 0.5) for fmap in maps]
-        with ThreadPoolExecutor(2) as threads:
-            return list(threads.map(self.proccess_each_feature_map, squares, maps, feature_maps))
-
-    def proccess_each_feature_map(self, square: int, fmap: Array, name: str = "layer") -> Path:
-        """Draw the grid of one layer, save it as `<name>.png` and return its path.
-
-        Channel c of `fmap`, an array of shape (1, H, W, C), is the tile in row c // square and
-        column c % square. Raises ValueError if the shape or the name is invalid, a value is not
-        finite or the channels are more than square², and OSError if the file cannot be written.
-        """
-        path, shape, what = Path(self.output_dir, f"{name}.png"), np.shape(fmap), VALUES[self.after]
-        if not isinstance(name, str) or path.name != f"{name}.png" or not name.strip("."):
-            raise ValueError(f"{name!r} cannot be the name of a file")
-        if len(shape) != 4 or shape[0] != 1 or 0 in shape or square < shape[3] ** 0.5:
-            raise ValueError(f"{name}: expected (1, H, W, C ≤ {square}²), not an array of {shape}")
-        values = np.asarray(fmap[0], np.float32)  # half the memory of float64
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name}: some values are not finite")
-        lowest, highest = values.min(axis=(0, 1)), values.max(axis=(0, 1))  # (C,)
-        flat = highest - lowest <= 1e-6 * (highest - lowest).max()  # a millionth of the widest
-        levels, low, high = to_levels(values, flat, self.scale, self.after)
-        _, height, width, channels = shape
-        k = max((ROOM // square - GAP) // max(height, width), 1)
-        tiles = mosaic(levels, flat, square, k)
-
-        title = f"{showable(name)} · {what} · {channels} channels of {height}×{width}"
-        title += f" · {flat.sum()} flat" + ("" if self.weights else " · untrained weights")
-        key, beyond, ends = [], 0, "see Channel ranges"
-        if np.ndim(low) == 0:  # one scale for all channels
-            beyond = 100 * np.mean(((values < low) | (values > high))[..., ~flat])
-            ends = f"{low:.6g} to {high:.6g}"
-            key = [f"{n:.3g}".replace("-", "−") for n in (low, (low + high) / 2, high)]
-            key.append(f"{what}, {beyond:.2g} % beyond" if beyond else what)
-        caption = f"{showable(self.source)}\n{SCALES[self.scale]}\n"
-        caption += "channel = row label + column label · crossed box = flat channel"
-        used = [m for m in ("tensorflow", "keras", "numpy", "matplotlib") if m in sys.modules]
-        text = {
-            "Title": title,
-            "Source": self.source,
-            "Description": f"values: {what}, {lowest.min():.6g} to {highest.max():.6g}\n"
-            f"scale: {self.scale}, {ends}, {self.cmap}\n"
-            f"weights: {self.weights or 'none (untrained)'}\n"
-            f"tiles: {square} in a row, {k}×{k} pixels per value",
-            "Channel ranges": "\n".join(map("{:.6g} {:.6g}".format, lowest, highest)),
-            "Software": ", ".join(f"{m} {sys.modules[m].__version__}" for m in used),
-        }
-        picture = Image.fromarray(draw_page(tiles, title, caption, key, beyond > 0))
-        picture.putpalette(self.palette)
-        return save_png(path, picture, text)
-
-
-def to_levels(values: Array, flat: Array, scale: str, after: str) -> tuple[Array, Any, Any]:
-    """Turn values (H, W, C) into levels; return them and the values of the first and last one.
-
-    On a layer's scale, these are 0 and 6 after ReLU6, its own range; otherwise -b and b, where b
-    is the 99th percentile of |value| over the channels that are not flat. On a channel's scale, or
-    if all are flat, these are each channel's lowest and highest value: two arrays (C,).
+    They are numbers on a scale that all channels share, else arrays (C,).
     """
-    low, high = values.min(axis=(0, 1)), values.max(axis=(0, 1))
-    if scale == "layer" and not flat.all():
-        magnitudes = np.abs(values[..., ~flat])
-        bound = np.quantile(magnitudes, 0.99) or magnitudes.max()
-        low, high = (0, 6) if after == "relu" else (-bound, bound)
-    shares = (values - low) / np.where(low == high, 1, high - low)
-    return np.rint(shares.clip(0, 1) * (LEVELS - 1)).astype(np.uint8), low, high
+
+    low: Array | float
+    high: Array | float
+    shared: bool
+    words: str
+    ends: str
+    cmap: str  # unless the user names another
+
+    def levels(self, values: Array) -> Array:
+        """Turn values (H, W, C) into levels; what lies beyond the ends gets the level there."""
+        span = np.maximum(self.high - self.low, np.float32(1e-30))  # a flat channel may have none
+        shares = (values - self.low) / span
+        return np.rint(shares.clip(0, 1) * (LEVELS - 1)).astype(np.uint8)
 
 
-def mosaic(levels: Array, flat: Array, square: int, k: int) -> Array:
-    """Make framed tiles (rows, pixels down, columns, pixels across) of levels (H, W, C)."""
-    height, width, channels = levels.shape
-    rows, down, across = math.ceil(channels / square), k * height + GAP, k * width + GAP
-    tiles = np.full((rows * square, down, across), PAPER, np.uint8)
-    tiles[:channels, :-1, :-1] = LINE
-    inside = tiles[:channels, 1:-2, 1:-2]
-    inside[:] = levels.transpose(2, 0, 1).repeat(k, axis=1).repeat(k, axis=2)
-    y, x = (np.abs(np.linspace(-1, 1, side)) for side in inside.shape[1:])  # 0 at the centre
-    inside[flat] = np.where(np.abs(y[:, np.newaxis] - x) < 3 / x.size, CROSS, PAPER)  # diagonals
-    return tiles.reshape(rows, square, down, across).swapaxes(1, 2)
+def check_scale(choice: ScaleChoice) -> None:
+    if isinstance(choice, str):
+        known = choice in SCALES
+    else:
+        known = np.shape(choice) == (2,) and 0 < choice[1] - choice[0] < math.inf
+    if not known:
+        raise ValueError(f"scale={choice!r}: choose channel, layer or two ends, such as (0, 6)")
 
 
-def draw_page(tiles: Array, title: str, caption: str, key: list[str], pointed: bool) -> Array:
-    """Put tiles on paper with numbered rows and columns; `key` has a colourbar's four texts."""
-    rows, down, columns, across = tiles.shape
-    height, width = rows * down, columns * across
-    wide, every = max(LEFT + width + RIGHT, MIN_WIDTH), math.ceil(30 / min(down, across))
-    page = np.full((TOP + height + BOTTOM, wide), PAPER, np.uint8)
-    page[TOP:-BOTTOM, LEFT : LEFT + width] = tiles.reshape(height, width)
-    over = [((c + 0.5) * across, 15, str(c), 8, "center") for c in range(0, columns, every)]
-    page[HEAD:TOP, LEFT : LEFT + width] = draw_text(TOP - HEAD, width, *over)
-    beside = [(58, (r + 0.5) * down, str(r * columns), 8, "right") for r in range(0, rows, every)]
-    page[TOP:-BOTTOM, :LEFT] = draw_text(height, LEFT, *beside)
-    page[:HEAD] = draw_text(HEAD, wide, (LEFT, 28, title, min(13, 850 / len(title)), "left"))
-    page[-BOTTOM:] = draw_text(BOTTOM, wide, (LEFT, 38, caption, 8, "left"))
-    if key:
-        places = (45, 58), (165, 58), (285, 58), (165, 15)
-        texts = [(*place, words, 8, "center") for place, words in zip(places, key, strict=True)]
-        page[-BOTTOM:, -330:] = draw_text(BOTTOM, 330, *texts)
-        bar = np.rint(np.linspace(0, LEVELS - 1, 240))  # each row loses `cut` pixels at both ends
-        for row, cut in enumerate([abs(r) if pointed else 0 for r in range(-7, 8)], start=-45):
-            page[row, cut - 285 : -45 - cut] = bar[cut : 240 - cut]
-    return page
+def make_scale(choice: ScaleChoice, layer: Layer) -> Scale:
+    """Make the scale of a layer from what `Visualize.scale` may be."""
+    check_scale(choice)
+    if isinstance(choice, str) and choice == "channel":
+        words = joined(SCALES["channel"], layer.flat.any() and "crossed box = flat channel")
+        return Scale(
+            layer.lowest,
+            layer.highest,
+            False,
+            words,
+            "see Channel ranges",
+            "gray",
+        )
+    if isinstance(choice, str):
+        high = largest_magnitude(layer)
+        low = -high
+    else:
+        low, high = map(float, choice)
+    beyond = 100 * np.mean((layer.values < low) | (layer.values > high))
+    words = joined(SCALES["layer"], beyond and f"{beyond:.2g} % beyond its ends")
+    cmap = "coolwarm" if low == -high else "viridis"
+    return Scale(
+        low,
+        high,
+        True,
+        words,
+        f"{low:.9g} to {high:.9g}",
+        cmap,
+    )
 
 
-# Pages share most of their labels, and drawing these takes longer than all the rest.
-@functools.lru_cache(maxsize=128)
-def draw_text(height: int, width: int, *texts: tuple) -> Array:
-    """Draw texts (x, y, string, size in points, alignment) on paper of (height, width) pixels."""
-    plain = {"va": "center", "font": FONT, "color": "black", "parse_math": False, "usetex": False}
-    with MATPLOTLIB:
-        # Half a pixel more, because matplotlib cuts off what rounding leaves of the last one.
-        figure = Figure(((width + 0.5) / 150, (height + 0.5) / 150), 150, facecolor="white")
-        for x, y, words, size, align in texts:
-            figure.text(x / width, 1 - y / height, words, size=size, ha=align, **plain)
-        FigureCanvasAgg(figure).draw()
-        red = np.asarray(figure.canvas.buffer_rgba())[:, :, 0]  # as green and blue: all is grey
-        return np.linspace(LEVELS, PAPER, 256).round().astype(np.uint8)[red]
+def largest_magnitude(layer: Layer) -> float:
+    """Find the 99th percentile of the magnitudes; flat channels do not count beside others."""
+    lively = layer.values[..., ~layer.flat]
+    magnitudes = np.abs(lively if lively.size else layer.values)
+    return float(np.quantile(magnitudes, 0.99) or magnitudes.max() or 1)  # most may be zero
 
 
-def showable(text: str) -> str:
-    """Replace characters that the font lacks or that do not print, and shorten a long text."""
-    known = get_font(FONT).get_char_index
-    text = "".join(c if c.isprintable() and known(ord(c)) else "\ufffd" for c in text)
-    return text if len(text) <= 40 else f"{text[:20]}…{text[-19:]}"
+def find_zoom(layer: Layer, columns: int, figsize: Sequence[float]) -> int:
+    """Find how many pixels wide and high a value can be on a page of `figsize`."""
+    room = (min(figsize) * DOTS_PER_INCH - NUMBERS_WIDTH - 2 * MARGIN) // columns - FRAME_AND_GAP
+    least = math.ceil(LABELLED_WIDTH / layer.width) if layer.labels else 1
+    return max(least, int(room // max(layer.height, layer.width)))
 
 
-def save_png(path: Path, picture: Image.Image, text: dict[str, str]) -> Path:
-    """Write a picture beside its place and move it there, so that it is never half-written."""
-    info = PngInfo()
-    for key, value in text.items():  # a file name may hold bytes that are not text
-        info.add_text(key, value.encode(errors="replace").decode(), zip=True)
+def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
+    """Draw a framed tile of each channel: (C, height, width)."""
+    tiles = scale.levels(layer.values).transpose(2, 0, 1)  # (C, H, W)
+    if not scale.shared:
+        diagonal = np.eye(layer.height, layer.width, dtype=bool)
+        tiles[layer.flat] = np.where(diagonal | np.fliplr(diagonal), CROSS, PAPER)
+    tiles = tiles.repeat(zoom, 1).repeat(zoom, 2)
+    framed = np.pad(tiles, ((0, 0), (1, 1), (1, 1)), constant_values=FRAME)
+    label_height = LINE_HEIGHT if layer.labels else 0
+    return np.pad(framed, ((0, 0), (label_height, 1), (0, 1)), constant_values=PAPER)
+
+
+def draw_grid(tiles: Array, columns: int, labels: Sequence[str]) -> Picture:
+    """Put tiles (C, height, width) side by side, with their labels or with numbers around them."""
+    channels, height, width = tiles.shape
+    spare = (0, -channels % columns)
+    places = np.pad(tiles, (spare, (0, 0), (0, 0)), constant_values=PAPER)
+    in_rows = places.reshape(-1, columns, height, width).swapaxes(1, 2)
+    grid = Image.fromarray(in_rows.reshape(-1, columns * width))
+    top = 0 if labels else LINE_HEIGHT
+    size = (NUMBERS_WIDTH + grid.width, top + grid.height + GAP)
+    block = Image.new("L", size, PAPER)
+    block.paste(grid, (NUMBERS_WIDTH, top))
+    for tile, label in enumerate(labels):
+        row, column = divmod(tile, columns)
+        text = draw_text(label, longest=width // LETTER_WIDTH)
+        block.paste(text, (NUMBERS_WIDTH + column * width, row * height))
+    if not labels:
+        write_numbers(block, places, columns)
+    return block
+
+
+def write_numbers(block: Picture, tiles: Array, columns: int) -> None:
+    """Number columns, and rows by their first channel; leave out numbers that would touch."""
+    _, height, width = tiles.shape
+    for column in range(0, columns, math.ceil(NUMBER_WIDTH / width)):
+        number = draw_text(column)
+        left = NUMBERS_WIDTH + column * width + (width - number.width) // 2
+        block.paste(number, (left, 0))
+    for channel in range(0, len(tiles), columns * math.ceil(LINE_HEIGHT / height)):
+        number = draw_text(channel)
+        top = LINE_HEIGHT + channel // columns * height + (height - LINE_HEIGHT) // 2
+        block.paste(number, (NUMBERS_WIDTH - GAP - number.width, top))
+
+
+def draw_colorbar(scale: Scale) -> Picture:
+    """Draw all levels in a row, over the values of both ends and the middle."""
+    levels = np.arange(LEVELS, dtype=np.uint8).repeat(2)
+    bar = Image.fromarray(np.tile(levels, (COLORBAR_HEIGHT, 1)))
+    block = Image.new("L", (bar.width, bar.height + LINE_HEIGHT), PAPER)
+    block.paste(bar)
+    for half, tick in enumerate(np.linspace(scale.low, scale.high, 3)):
+        number = draw_text(f"{tick:.3g}".replace("-", "−"))
+        left = half * (bar.width - number.width) // 2
+        block.paste(number, (left, bar.height))
+    return block
+
+
+def stack(blocks: Sequence[Picture]) -> Picture:
+    """Put blocks below each other on a page that is just large enough."""
+    width = max(block.width for block in blocks)
+    rows = []
+    for block in blocks:
+        rows.append(np.pad(block, ((0, 0), (0, width - block.width)), constant_values=PAPER))
+    return Image.fromarray(np.pad(np.vstack(rows), MARGIN, constant_values=PAPER))
+
+
+# Text takes matplotlib longer than all the rest takes together, and pages share most of theirs.
+@functools.lru_cache(maxsize=1024)
+def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) -> Picture:
+    """Draw a line in palette indices; leave out the middle of a text that is too long."""
+    text = printable(str(text))
+    if len(text) > longest:
+        text = f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}"
+    width = size * (len(text) + 1) / 72  # inches: no letter is wider than its size
+    figure = Figure((width, 1.4 * size / 72), DOTS_PER_INCH)  # its white is PAPER
+    figure.text(
+        0,
+        0.3,
+        text,
+        size=size,
+        font=FONT,
+        color=str(INK / 255),
+        parse_math=False,
+    )
+    FigureCanvasAgg(figure).draw()
+    red = np.asarray(figure.canvas.buffer_rgba())[:, :, 0]  # as green and blue, for all is grey
+    inked = np.flatnonzero(red.min(axis=0) < PAPER)
+    return Image.fromarray(red[:, : inked.max(initial=0) + 1])
+
+
+def printable(text: str) -> str:
+    """Replace control characters, which a terminal would obey and a page cannot show."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def make_palette(colormap: Colormap) -> bytes:
+    """Give the RGB bytes of a colormap's levels and of the greys."""
+    parts = [colormap.resampled(LEVELS), matplotlib.colormaps["gray"].resampled(GREYS)]
+    colors = np.vstack([part(range(part.N)) for part in parts])[:, :3]  # without alpha
+    return np.rint(255 * colors).astype(np.uint8).tobytes()
+
+
+def joined(*parts: object) -> str:
+    """Put parts that are not empty beside each other, with dots between them."""
+    return " · ".join(str(part) for part in parts if part)
+
+
+def save_png(picture: Picture, path: Path) -> Path:
+    """Write a picture and its `info` beside its place, and move it there when it is whole."""
+    metadata = PngInfo()
+    for key, value in picture.info.items():
+        if value:
+            text = str(value).encode(errors="replace").decode()  # a file name may not be valid
+            metadata.add_text(key, text, zip=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            picture.save(Path(folder, path.name), pnginfo=info, compress_level=1)
-            Path(folder, path.name).replace(path)
+        with TemporaryDirectory(dir=path.parent, prefix=".") as beside:
+            unfinished = Path(beside, path.name)
+            picture.save(unfinished, pnginfo=metadata, compress_level=1)
+            unfinished.replace(path)
     except OSError as error:
         raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     return path
 
 
+EPILOG = """\
+A layer's scale goes from 0 to 6 after ReLU6; else it is symmetric about zero, and ends at the 99th
+percentile of the magnitudes. Its colormap is coolwarm, or viridis after ReLU6.
+
+example:      python Visualize.py --image_path cat.jpg dog.jpg --after relu --scale layer
+exit status:  0 all drawn, 2 wrong input, 1 anything else (such as no connection), 130 Ctrl-C
+"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser that tells a mistake and what to type in one line."""
+
+    def error(self, message: str) -> None:
+        print_error(f"{message}; type: python Visualize.py --image_path PICTURE")
+        sys.exit(2)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(description=__doc__, epilog=EPILOG, formatter_class=form)
+    add = parser.add_argument
+    pictures = "one or more pictures, or patterns such as cats/*.jpg; several get a folder each"
+    add("--image_path", nargs="+", action="extend", required=True, metavar="PICTURE", help=pictures)
+    add("--output_dir", default="Images", metavar="FOLDER", help="where the pages go (Images)")
+    after = "take the values after each convolution (default), its batch normalisation or its ReLU6"
+    add("--after", choices=VALUES, default="conv", help=after)
+    scale = (
+        "draw each channel over its own range (default), or all channels of a layer on one scale"
+    )
+    add("--scale", choices=SCALES, default="channel", help=scale)
+    add("--cmap", metavar="NAME", help="a matplotlib colormap (gray, or see below)")
+    weights = "imagenet (default), none (untrained), or a file for this network without its head"
+    add("--weights", default="imagenet", help=weights)
+    add("--quiet", action="store_true", help="print only errors")
+    return parser.parse_args(argv)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command, with progress on stderr and the result on stdout; return the exit status."""
-    parser = argparse.ArgumentParser(description=f"{__doc__} The first choice is the default.")
-    parser.error = lambda message: sys.exit(complain(message))  # one line, without the usage
-    add = parser.add_argument
-    add("--image_path", nargs="+", action="extend", required=True, help="one or more pictures")
-    add("--output_dir", default="Images", help="output folder (default: Images)")
-    weights = "imagenet, none (an untrained network) or a file"
-    add("--weights", default="imagenet", type=lambda w: None if w == "none" else w, help=weights)
-    add("--after", choices=VALUES, default="conv", help=" or ".join(VALUES.values()))
-    add("--scale", choices=SCALES, default="channel", help=" or ".join(SCALES.values()))
-    add("--cmap", help="matplotlib colormap; its middle is 0 only with --scale layer before ReLU6")
-    add("--quiet", action="store_true", help="print only errors")
-    args = parser.parse_args(argv)
+    args = parse_arguments(argv)
+    # Progress goes to stderr, also that of Keras's download.
+    progress = io.StringIO() if args.quiet else sys.stderr
     try:
-        grids = check(args)
-        with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stderr):
-            drawn = run(args, grids)
+        folders = plan_folders(args.image_path, Path(args.output_dir))
+        refuse_overwriting(folders)
+        with contextlib.redirect_stdout(progress):
+            try:
+                drawn = draw_pictures(folders, args)
+            finally:
+                print_progress("")
     except KeyboardInterrupt:
         return 130
     except (ImportError, OSError, ValueError) as error:
-        return complain(error, 2 if isinstance(error, ValueError) else 1)
+        hint = ", or use --weights none" if isinstance(error, ConnectionError) else ""
+        print_error(f"{error}{hint}")
+        return 2 if isinstance(error, ValueError) else 1
     if drawn and not args.quiet:
-        print(f"{drawn} of {len(grids)} done: 26 grids and input.png each, in {args.output_dir!r}")
-    return 0 if drawn == len(grids) else 2
+        print_result(
+            f"{drawn} of {len(folders)} pictures drawn: 26 grids and {INPUT_NAME}.png each"
+        )
+    return 0 if drawn == len(folders) else 2
 
 
-def complain(error: Exception | str, status: int = 2) -> int:
-    """Print an error as one line, without characters that a terminal would obey."""
-    line = "".join(c if c.isprintable() else " " for c in str(error))
-    start = "\r\x1b[K" if sys.stderr.isatty() else ""  # in the place of a progress bar
-    print(f"{start}Visualize.py: error: {line}", file=sys.stderr)
-    return status
+def print_error(error: object) -> None:
+    print(f"Visualize.py: error: {printable(str(error))}", file=sys.stderr)
 
 
-def check(args: argparse.Namespace) -> dict[str, Visualize]:
-    """Prepare the grids of each picture; refuse what would fail later or overwrite a picture."""
-    if args.weights not in (None, "imagenet") and not os.path.isfile(args.weights):
-        raise ValueError(f"no weights file {args.weights!r}: name another, imagenet or none")
-    grids, owners, files, several = {}, {}, set(), len(set(args.image_path)) > 1
-    for path in args.image_path:
-        name = os.path.basename(path)
-        folder = Path(args.output_dir, os.path.splitext(name)[0] if several else "")
-        owner = owners.setdefault(str(folder).casefold(), path)  # some systems ignore case
-        if owner != path:
-            raise ValueError(f"{owner!r} and {path!r} would share {str(folder)!r}: rename one")
-        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise ValueError(f"not a writable folder: {str(there)!r}: choose another --output_dir")
-        grids[path] = Visualize(folder, args.scale, args.cmap, args.after, args.weights, name)
-        files |= {os.path.realpath(folder / f"{file}.png") for file in (*LAYERS, "input")}
-    if lost := files.intersection(map(os.path.realpath, grids)):
-        raise ValueError(f"{min(lost)!r} would be overwritten: choose another --output_dir")
-    return grids
+def print_progress(line: str) -> None:
+    """Print a line. On a terminal, the next one takes its place."""
+    if sys.stdout.isatty():
+        print(f"\r\x1b[K{line}", end="", flush=True)
+    elif line:
+        print(line)
 
 
-def run(args: argparse.Namespace, grids: dict[str, Visualize]) -> int:
+def print_result(line: str) -> None:
+    """Print the last line of a good run, which must not fail because nobody can read it."""
+    try:
+        print(line, flush=True)
+    except OSError:  # full, or a pipe that nobody reads
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # or Python would try again when it exits
+
+
+def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[str, Path]:
+    """Choose where the pages of each picture go: several get folders that mirror their own."""
+    stems = {}
+    for pattern in patterns:
+        # A shell may leave *.jpg as it is. A pattern that fits nothing is taken for a path.
+        for picture in sorted(glob.glob(pattern)) or [pattern]:
+            stems[picture] = Path(os.path.abspath(picture)).with_suffix("")
+    common = os.path.commonpath(stems.values())  # of a single picture, it is its own
+    folders = {}
+    owners = {}
+    for picture, stem in stems.items():
+        folder = output_dir / stem.relative_to(common)
+        owner = owners.setdefault(str(folder).casefold(), picture)  # some systems ignore case
+        if owner != picture:
+            raise ValueError(f"{owner!r} and {picture!r} would share {str(folder)!r}: rename one")
+        folders[picture] = folder
+    return folders
+
+
+def refuse_overwriting(folders: Mapping[str, Path]) -> None:
+    """Protect the pictures, and a `network_input.png` that this tool has not written."""
+    pictures = {os.path.realpath(picture) for picture in folders}
+    for folder in folders.values():
+        for name in (*LAYERS, INPUT_NAME):
+            path = folder / f"{name}.png"
+            foreign = name == INPUT_NAME and not is_replaceable(path)
+            if foreign or os.path.realpath(path) in pictures:
+                raise ValueError(f"{str(path)!r} would be lost: choose another --output_dir")
+
+
+def is_replaceable(path: Path) -> bool:
+    """Say whether nothing is there, or the picture that an earlier run has written."""
+    with contextlib.suppress(OSError), Image.open(path) as picture:
+        return picture.info.get("Title") == INPUT_NAME
+    return not path.exists()
+
+
+def draw_pictures(folders: Mapping[str, Path], args: argparse.Namespace) -> int:
     """Draw each picture's grids, and return how many pictures could be read."""
-    readable, drawn = [], 0
-    for path in grids:
-        try:
-            with open_picture(path):
-                readable.append(path)
-        except (OSError, ValueError) as error:
-            complain(error)
-    if not readable:
-        return 0
-    print("Loading MobileNet ...")
-    keras, terminal = import_keras(), sys.stdout.isatty()
-    model = Simple_Model(args.weights, args.after)
-    bar = keras.utils.Progbar(len(readable), unit_name="picture", verbose=int(terminal))
-    for number, path in enumerate(readable):
-        bar.update(number)
-        if not terminal:
-            print(f"Drawing {path!r} ({number + 1} of {len(readable)}) ...")
+    grids = Visualize(scale=args.scale, cmap=args.cmap)
+    if args.after == "relu" and args.scale == "layer":
+        grids.scale = (0, 6)  # the range of ReLU6
+    model = None
+    drawn = 0
+    for number, (path, folder) in enumerate(folders.items(), start=1):
         try:
             picture = read_picture(path)
-        except (OSError, ValueError) as error:  # found only on reading the pixels
-            complain(error)
+        except (OSError, ValueError) as error:
+            print_progress("")
+            print_error(error)
             continue
-        save_png(grids[path].output_dir / "input.png", picture, {"Source": grids[path].source})
-        grids[path].show_each_feature_map(model.get_feature_map(picture))
+        grids.output_dir = folder
+        grids.source = os.path.basename(path)
+        picture.info = {"Title": INPUT_NAME, "Source": grids.source}
+        save_png(picture, folder / f"{INPUT_NAME}.png")
+        if model is None:  # not before, because it takes seconds
+            print_progress("Loading MobileNet ...")
+            load_tensorflow()
+            model = Simple_Model(None if args.weights == "none" else args.weights, args.after)
+            grids.values = model.values
+        print_progress(f"Drawing {path!r} ({number} of {len(folders)}) into {str(folder)!r} ...")
+        grids.show_each_feature_map(model.get_feature_map(picture))
         drawn += 1
-    bar.update(len(readable))
     return drawn
 
 
-def import_keras() -> Any:
-    """Import Keras without the lines that its native code logs, unless the import fails.
-
-    A helper process, deaf to Ctrl-C, holds the lines, because TensorFlow aborts without AVX.
-    """
-    hold = [sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.read())"]
-    with subprocess.Popen(hold, stdin=subprocess.PIPE, start_new_session=True) as holder:
-        stderr = os.dup(2)
-        os.dup2(holder.stdin.fileno(), 2)
+def load_tensorflow() -> None:
+    """Load TensorFlow; show what its native code logs on stderr only if that fails."""
+    stderr = os.dup(2)
+    with TemporaryFile() as messages:
+        os.dup2(messages.fileno(), 2)
         try:
             import keras
 
-            keras.ops.zeros(1)  # the first operation looks for devices, and logs that too
-            holder.kill()
-            return keras
+            keras.ops.zeros(1)  # the first operation looks for devices, and logs that, too
         except Exception as error:
-            reason = f"cannot load Keras and TensorFlow ({error})"
-            raise ImportError(f"{reason}: run 'pip install -r requirements.txt' again") from error
+            messages.seek(0)
+            os.write(stderr, messages.read())
+            raise ImportError(
+                f"cannot load Keras and TensorFlow ({error}): "
+                "run 'pip install -r requirements.txt' again in the activated environment"
+            ) from error
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
@@ -327,8 +590,11 @@ def import_keras() -> Any:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    gc.set_threshold(10_000)  # importing TensorFlow makes a million objects that stay
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
+    # TensorFlow makes a million objects that stay. Python need not search them again and again,
+    # nor when it exits.
+    gc.set_threshold(10_000)
     status = main()
-    gc.freeze()  # so the exit does not search them either
+    gc.freeze()
     sys.exit(status)

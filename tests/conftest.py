@@ -1,4 +1,4 @@
-"""What the tests share: the table of layers, and how to read a grid's PNG back."""
+"""What the tests share: the table of layers, and how to read a page's PNG back."""
 
 import os
 import re
@@ -16,6 +16,15 @@ SAMPLE = ROOT / "sample.jpg"
 SIZES = [(112, 32), (112, 64), (56, 64), (56, 128), (56, 128), (56, 128), (28, 128), (28, 256)]
 SIZES += [(28, 256), (28, 256), (14, 256), *[(14, 512)] * 11, (7, 512), *[(7, 1024)] * 3]
 
+# A page in pixels and palette indices.
+FIRST_X = 90  # of the first value of the first tile
+FIRST_Y = 134
+GAP = 3  # between the values of two tiles
+LABEL_HEIGHT = 32  # of a label above a tile
+LAST_LEVEL = 238
+CROSS = 245
+PAPER = 255
+
 
 @pytest.fixture(scope="session")
 def pretrained() -> Simple_Model:
@@ -29,18 +38,22 @@ def pretrained() -> Simple_Model:
 
 
 def described(path):
-    """The lines of a picture's Description, as a mapping."""
-    with Image.open(path) as picture:
-        return dict(line.split(": ", 1) for line in picture.text["Description"].split("\n"))
+    """The lines of a page's Description, as a mapping."""
+    with Image.open(path) as page:
+        return dict(line.split(": ", 1) for line in page.text["Description"].split("\n"))
 
 
 def tiles(path, spare=0):
-    """The palette indices of each channel's tile, and of spare cells after them."""
-    with Image.open(path) as picture:
-        assert picture.mode == "P"
-        pixels, title = np.asarray(picture), picture.text["Title"]
-    channels, height, width = map(int, re.search(r"(\d+) channels of (\d+)×(\d+)", title).groups())
-    square, k = map(int, re.findall(r"\d+", described(path)["tiles"])[:2])
-    for cell in range(channels + spare):
-        y, x = 81 + cell // square * (k * height + 3), 69 + cell % square * (k * width + 3)
-        yield pixels[y : y + k * height, x : x + k * width]
+    """The palette indices of each tile, and of spare places after them."""
+    with Image.open(path) as page:
+        assert page.mode == "P"
+        pixels = np.asarray(page)
+        title = page.text["Title"]
+        label = LABEL_HEIGHT if page.text.get("Labels") else 0
+    count, height, width = map(int, re.search(r"(\d+) \w+ of (\d+)×(\d+)", title).groups())
+    columns, zoom = map(int, re.findall(r"\d+", described(path)["tiles"])[:2])
+    for place in range(count + spare):
+        row, column = divmod(place, columns)
+        top = FIRST_Y + row * (zoom * height + GAP + label)
+        left = FIRST_X + column * (zoom * width + GAP)
+        yield pixels[top : top + zoom * height, left : left + zoom * width]

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import random
+import struct
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ RAMP8 = np.rint(RAMP * 255).astype(np.uint8)
 RAMP16, RAMP32 = RAMP8.astype(np.uint16) * 257, RAMP8.astype(np.int32) * 8_000_000
 DARK16 = (RAMP8 * 25.7).astype(np.uint16)
 ODD = RAMP.astype(np.float32)
-ODD[0, :2], ODD[-1, -1] = (np.nan, -np.inf), np.inf
+ODD[0, :2] = np.nan
 
 
 def saved(image, kind, **options):
@@ -32,25 +33,66 @@ def grey(picture):
     return pixels[..., 0]
 
 
+def grey_pictures():
+    """Grey of every depth, as (image, file format, expected values from 0 to 255)."""
+    for mode in ("L", "LA", "RGB"):
+        yield pytest.param(Image.fromarray(RAMP8).convert(mode), "PNG", RAMP8, id=mode)
+    yield pytest.param(Image.fromarray(RAMP8).convert("P"), "GIF", RAMP8, id="palette")
+    yield pytest.param(Image.fromarray(RAMP8 > 127), "PNG", (RAMP8 > 127) * 255.0, id="1 bit")
+    for kind in ("PNG", "PPM", "TIFF"):
+        yield pytest.param(Image.fromarray(RAMP16), kind, RAMP8, id=f"16-bit {kind}")
+        yield pytest.param(Image.fromarray(DARK16), kind, RAMP8 / 10, id=f"dark 16-bit {kind}")
+    big_endian = Image.fromarray(RAMP16.astype(">u2"))
+    yield pytest.param(big_endian, "TIFF", RAMP8, id="16-bit big-endian")
+    for offset in (0, 2**30):
+        yield pytest.param(Image.fromarray(RAMP32 - offset), "TIFF", RAMP8, id=f"32-bit -{offset}")
+    small = Image.fromarray((RAMP * 1e-3 - 5).astype(np.float32))
+    yield pytest.param(small, "TIFF", RAMP8, id="float of a small range")
+    yield pytest.param(Image.fromarray(ODD), "TIFF", RAMP8, id="float with NaN")
+    yield pytest.param(Image.new("F", (224, 224), 7), "TIFF", RAMP8 * 0, id="constant float")
+    yield pytest.param(Image.fromarray(RAMP.astype(np.float32)), "PPM", RAMP8, id="PFM")
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    ("image", "kind", "expected"),
-    [
-        *((Image.fromarray(RAMP8).convert(mode), "PNG", RAMP8) for mode in ("L", "LA", "RGB")),
-        (Image.fromarray(RAMP8).convert("P"), "GIF", RAMP8),
-        (Image.fromarray(RAMP8 > 127), "PNG", (RAMP8 > 127) * 255.0),
-        *((Image.fromarray(RAMP16), kind, RAMP8) for kind in ("PNG", "PPM", "TIFF")),
-        *((Image.fromarray(DARK16), kind, RAMP8 / 10) for kind in ("PNG", "PPM", "TIFF")),
-        (Image.fromarray(RAMP16.astype(">u2")), "TIFF", RAMP8),
-        *((Image.fromarray(RAMP32 - offset), "TIFF", RAMP8) for offset in (0, 2**30)),
-        (Image.fromarray((RAMP * 1e-3 - 5).astype(np.float32)), "TIFF", RAMP8),
-        (Image.fromarray(ODD), "TIFF", RAMP8),
-        (Image.new("F", (224, 224), 7), "TIFF", RAMP8 * 0),
-        (Image.fromarray(RAMP.astype(np.float32)), "PPM", RAMP8),  # a PFM
-    ],
-)
+@pytest.mark.parametrize(("image", "kind", "expected"), list(grey_pictures()))
 def test_grey_of_every_depth(image, kind, expected):
     np.testing.assert_allclose(grey(read_picture(saved(image, kind))), expected, atol=1)
+
+
+def grey_tiff(bits, zero_is_white, data):
+    """A TIFF of 224×224, written by hand, because Pillow does not write these kinds."""
+    photometric = 0 if zero_is_white else 1
+    tags = [(256, 4, 224), (257, 4, 224), (258, 3, bits), (259, 3, 1), (262, 3, photometric)]
+    tags += [(273, 4, 122), (277, 3, 1), (278, 4, 224), (279, 4, len(data))]
+    file = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    for tag, kind, value in tags:
+        file += struct.pack("<HHII", tag, kind, 1, value)
+    return io.BytesIO(file + bytes(4) + data)
+
+
+def test_a_header_says_how_grey_is_to_be_read():
+    inverted = grey_tiff(16, zero_is_white=True, data=RAMP16.astype("<u2").tobytes())
+    np.testing.assert_allclose(grey(read_picture(inverted)), 255 - RAMP8, atol=1)
+    even, odd = np.rint(RAMP * 4095).astype(int).reshape(-1, 2).T
+    packed = np.stack([even >> 4, (even & 15) << 4 | odd >> 8, odd & 255], axis=1)
+    twelve_bits = grey_tiff(12, zero_is_white=False, data=packed.astype(np.uint8).tobytes())
+    np.testing.assert_allclose(grey(read_picture(twelve_bits)), RAMP8, atol=1)
+
+
+def test_a_malformed_number_in_the_exif_block():
+    exif = struct.pack("<2sHIH", b"II", 42, 8, 2) + struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
+    exif += struct.pack("<HHII", 0x11A, 10, 1, 38) + bytes(4) + struct.pack("<ii", -1, 0)
+    image = Image.open(SAMPLE)
+    turned = image.transpose(Image.Transpose.ROTATE_270).resize((224, 224))
+    for block in (b"Exif\0\0" + exif, exif):
+        file = saved(image, "PNG", exif=block)
+        np.testing.assert_array_equal(read_picture(file), turned)
+
+
+def test_no_colour_profile_is_passed_on():
+    for image in (Image.open(SAMPLE), Image.open(SAMPLE).convert("CMYK")):
+        file = saved(image, "TIFF", icc_profile=b"stands for a profile")
+        assert read_picture(file).info == {}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -121,6 +163,14 @@ def test_too_many_pixels(monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ValueError, match=r"900 pixels.*scaled down"):
             read_picture(file)
+
+
+@pytest.mark.parametrize("given", [b"data" * 9999, np.zeros((9, 9)), None, 3])
+def test_what_is_no_picture(given):
+    with pytest.raises(ValueError, match=type(given).__name__) as caught:
+        read_picture(given)
+    assert len(str(caught.value)) < 200
+    assert "io.BytesIO(data)" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP"])
