@@ -26,10 +26,10 @@ WEIGHTS_URL = (
     f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/{WEIGHTS_FILE}"
 )
 
-# The places in a layer where values can be taken, and what they are called there.
+# Where in a layer its values can be taken, and what to call them.
 VALUES = {"conv": "convolution output", "bn": "batch-normalised", "relu": "activation after ReLU6"}
 
-# Compiling the network takes about as long as it saves in five pictures.
+# Compiling takes as long as it saves in about five pictures, so the first few go without.
 CALLS_BEFORE_COMPILING = 3
 
 # How a camera's picture must be turned, by the orientation in its EXIF block.
@@ -85,7 +85,7 @@ class Simple_Model:
             )
             if self.weights is not None:
                 load_weights(network, self.weights)
-            suffix = "" if self.after == "conv" else f"_{self.after}"  # of Keras's names
+            suffix = "" if self.after == "conv" else f"_{self.after}"  # as in conv_dw_1_relu
             outputs = [network.get_layer(name + suffix).output for name in self.output_layers]
             return keras.Model(picture, outputs)
 
@@ -106,7 +106,7 @@ class Simple_Model:
             outputs = self.model(batch)
         else:
             outputs = self.model.predict_on_batch(batch)
-        return [np.array(keras.ops.convert_to_numpy(output)) for output in outputs]
+        return list(map(keras.ops.convert_to_numpy, outputs))
 
 
 @contextlib.contextmanager
@@ -139,19 +139,19 @@ def load_weights(network: keras.Model, weights: str | os.PathLike) -> None:
                 "delete it if it is damaged"
             ) from error
         raise ValueError(
-            f"{failure}: they must be of MobileNet((224, 224, 3), include_top=False); "
-            "if the file is a larger model, save only that part, with its save_weights"
+            f"{failure}: expected those of MobileNet((224, 224, 3), include_top=False); "
+            "of a larger model, save only that part with save_weights"
         ) from error
 
 
-def imagenet_weights() -> str:
+def imagenet_weights() -> str | Path:
     """Return the path of the ImageNet weights in Keras's cache; download them if needed."""
     import keras
 
     folder = Path(os.environ.get("KERAS_HOME", "~/.keras"), "models").expanduser()
     path = folder / WEIGHTS_FILE
     if path.is_file():  # Keras does not look into a cache that it cannot write to
-        return str(path)
+        return path
     try:
         return keras.utils.get_file(origin=WEIGHTS_URL, cache_subdir="models")
     except Exception as error:  # get_file raises a bare Exception
@@ -171,14 +171,14 @@ def read_picture(img_path: Picture) -> Image.Image:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         upright = image if turn is None else image.transpose(turn)
         if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
-            upright = to_8_bits(upright, header=image)
+            upright = to_8_bits(upright, header=image)  # a turned copy has none
         elif image.has_transparency_data:
             white = Image.new("RGBA", upright.size, "white")
             upright = Image.alpha_composite(white, upright.convert("RGBA"))
         if upright.mode != "RGB":  # converting would copy a large picture for nothing
             upright = upright.convert("RGB")
         seen = upright.resize(INPUT_SIZE, Image.Resampling.BICUBIC)
-        seen.info.clear()  # a profile would change the colours that the network saw
+        seen.info.clear()  # a saved profile would change the colours that the network saw
         return seen
 
 
@@ -207,7 +207,7 @@ def open_picture(img_path: Picture) -> Iterator[Image.Image]:
     """Open a picture for a `with` block. Opening reads the header only.
 
     Whatever fails, here or in the block, is raised as an OSError or a ValueError that says which
-    picture cannot be read, why, and what to do. So are more pixels than
+    picture cannot be read, why, and what to do. So is a file of more pixels than
     `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow itself only warns.
     """
     is_image = isinstance(img_path, Image.Image)
@@ -220,13 +220,15 @@ def open_picture(img_path: Picture) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # A picture of a person's own stays open.
             with contextlib.nullcontext(img_path) if is_image else Image.open(img_path) as image:
                 yield image
     except Exception as error:  # decoders raise SyntaxError, struct.error, KeyError, ...
         name = str(img_path if is_path else getattr(img_path, "name", img_path))
         reason = getattr(error, "strerror", None) or str(error)
-        advice = "save it again as a PNG or JPEG, scaled down if it is very large"
         if getattr(error, "errno", None):  # from the operating system
             advice = "check the path or pattern"
+        else:
+            advice = "save it again as a PNG or JPEG, scaled down if it is very large"
         kind = type(error) if isinstance(error, OSError) else ValueError
         raise kind(f"cannot read picture {name!r} ({reason}): {advice}") from error

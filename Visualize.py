@@ -33,32 +33,33 @@ from Model import LAYERS, VALUES, Simple_Model, read_picture
 SCALES = {"channel": "each tile over its own range", "layer": "all tiles on one scale"}
 FLAT = 1e-6  # a channel is flat if its range is at most this part of the layer's widest range
 
-# Every pixel of a page is an index into its palette: first the levels of the colormap, then greys
-# from black to white. matplotlib draws text in these greys, so what it draws are indices, too.
+# Every pixel of a page is an index into its palette: 0 to 238 are levels of the colormap, 239 to
+# 255 are greys from black to white. matplotlib draws text in grey 239 on white 255, so the bytes
+# that it makes are palette indices already.
 LEVELS = 239  # an odd number, so that zero can have a level of its own
 GREYS = 17
-INK = LEVELS
-CROSS = LEVELS + 6
-FRAME = LEVELS + 10
-PAPER = LEVELS + GREYS - 1
+INK = LEVELS  # black
+CROSS = LEVELS + 6  # dark grey
+FRAME = LEVELS + 10  # light grey
+PAPER = LEVELS + GREYS - 1  # white
 
 # Text sizes in points, all others in pixels, 150 to an inch. A page is a stack of blocks: the
 # layer's name, facts, the grid of tiles with numbers around it, a caption, and a colourbar.
 DOTS_PER_INCH = 150
 NAME_SIZE = 18
 TEXT_SIZE = 11
-LINE_HEIGHT = 32
+LINE_HEIGHT = 32  # of draw_text at TEXT_SIZE
 LETTER_WIDTH = 14  # of most letters
 LONGEST_LINE = 80  # letters
 MARGIN = 17
 NUMBERS_WIDTH = 72  # beside the tiles
-NUMBER_WIDTH = 42  # room for the number of a column
-GAP = 10  # between the grid and what is beside or below it
-FRAME_AND_GAP = 3  # between the values of two tiles: a frame, a pixel of paper and a frame
+NUMBER_WIDTH = 54  # room for a number of three digits above a column
+GAP = 10  # between the number of a row and its tiles
+FRAME_AND_GAP = 3  # what draw_tiles puts between two tiles: frame, paper and frame
 LABELLED_WIDTH = 80  # of a tile with a label, at least
 COLORBAR_HEIGHT = 24
 
-Picture = Image.Image
+Page = Image.Image  # or a part of one
 ScaleChoice = str | Sequence[float]
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 INPUT_NAME = "network_input"
@@ -84,9 +85,10 @@ class Visualize:
         "layer" (all channels on one scale, symmetric about zero) or the values of the scale's two
         ends. `cmap` is a matplotlib colormap: by default gray for "channel", coolwarm where zero is
         the middle of the scale, else viridis. `values` are words for what the numbers are, such as
-        `Simple_Model.values`; `source` is the picture's name. `figsize` is the largest page without
-        its title and caption, in inches at 150 dots. `layer_type` and `layer_num` name a layer that
-        is drawn without a name. Raises ValueError if `scale` or `cmap` is unknown.
+        `Simple_Model.values`; `source` is the picture's name. `figsize` is about the largest page
+        without title and caption, in inches at 150 dots: a value gets as many pixels as fit, at
+        least one, and a tile with a label gets room for it. `layer_type` and `layer_num` name a
+        layer that is drawn without a name. Raises ValueError if `scale` or `cmap` is unknown.
         """
         check_scale(scale)
         self.output_dir = output_dir
@@ -105,7 +107,7 @@ class Visualize:
 
     @cmap.setter
     def cmap(self, cmap: str | None) -> None:
-        matplotlib.colormaps.get_cmap(cmap)  # raises ValueError if there is none
+        matplotlib.colormaps.get_cmap(cmap)  # raises ValueError if the name is unknown
         self._cmap = cmap
 
     def show_each_feature_map(
@@ -128,6 +130,7 @@ class Visualize:
             feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
         if not isinstance(labels, Mapping):
             labels = dict.fromkeys(feature_maps, labels)
+        # Each page is drawn here, one after another; the threads only save.
         layers = (Layer(name, fmap, labels.get(name, ())) for name, fmap in feature_maps.items())
         pages = (self._draw(layer, layer.square) for layer in layers)
         paths = [Path(self.output_dir, f"{name}.png") for name in feature_maps]
@@ -158,18 +161,19 @@ class Visualize:
             raise ValueError(f"square={square!r}: expected a whole number from {layer.square} on")
         return save_png(self._draw(layer, int(square)), Path(self.output_dir, f"{name}.png"))
 
-    def _draw(self, layer: Layer, columns: int) -> Picture:
+    def _draw(self, layer: Layer, columns: int) -> Page:
         """Draw the page of a layer. Its `info` is what the PNG will say of it."""
         scale = make_scale(self.scale, layer)
         colormap = matplotlib.colormaps.get_cmap(self.cmap or scale.cmap)
         zoom = find_zoom(layer, columns, self.figsize)
         facts = joined(self.values, layer.size, layer.flat.any() and f"{layer.flat.sum()} flat")
         how_to_read = "" if layer.labels else "channel = row number + column number"
+        # The last one is the title of the colourbar.
         lines = [self.source, how_to_read, scale.words, scale.shared and self.values]
         with style.context("default"):  # whatever the user's own style is
             blocks = [draw_text(layer.name, NAME_SIZE), draw_text(facts)]
             blocks.append(draw_grid(draw_tiles(layer, scale, zoom), columns, layer.labels))
-            blocks += [draw_text(line) for line in lines if line]
+            blocks += map(draw_text, filter(None, lines))
             if scale.shared:
                 blocks.append(draw_colorbar(scale))
         page = stack(blocks)
@@ -259,13 +263,13 @@ def make_scale(choice: ScaleChoice, layer: Layer) -> Scale:
             "see Channel ranges",
             "gray",
         )
-    if isinstance(choice, str):
-        high = largest_magnitude(layer)
+    if isinstance(choice, str):  # "layer"
+        high = symmetric_end(layer)
         low = -high
     else:
         low, high = map(float, choice)
     beyond = 100 * np.mean((layer.values < low) | (layer.values > high))
-    words = joined(SCALES["layer"], beyond and f"{beyond:.2g} % beyond its ends")
+    words = joined(SCALES["layer"], beyond and f"{beyond:.1f} % beyond its ends")
     cmap = "coolwarm" if low == -high else "viridis"
     return Scale(
         low,
@@ -277,15 +281,15 @@ def make_scale(choice: ScaleChoice, layer: Layer) -> Scale:
     )
 
 
-def largest_magnitude(layer: Layer) -> float:
-    """Find the 99th percentile of the magnitudes; flat channels do not count beside others."""
+def symmetric_end(layer: Layer) -> float:
+    """Find the 99th percentile of the magnitudes; flat channels count if there are no others."""
     lively = layer.values[..., ~layer.flat]
     magnitudes = np.abs(lively if lively.size else layer.values)
-    return float(np.quantile(magnitudes, 0.99) or magnitudes.max() or 1)  # most may be zero
+    return float(np.quantile(magnitudes, 0.99) or magnitudes.max() or 1)  # most values may be 0
 
 
 def find_zoom(layer: Layer, columns: int, figsize: Sequence[float]) -> int:
-    """Find how many pixels wide and high a value can be on a page of `figsize`."""
+    """Find how many pixels wide and high a value can be. Tiles fill a square of the page."""
     room = (min(figsize) * DOTS_PER_INCH - NUMBERS_WIDTH - 2 * MARGIN) // columns - FRAME_AND_GAP
     least = math.ceil(LABELLED_WIDTH / layer.width) if layer.labels else 1
     return max(least, int(room // max(layer.height, layer.width)))
@@ -303,15 +307,16 @@ def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
     return np.pad(framed, ((0, 0), (label_height, 1), (0, 1)), constant_values=PAPER)
 
 
-def draw_grid(tiles: Array, columns: int, labels: Sequence[str]) -> Picture:
+def draw_grid(tiles: Array, columns: int, labels: Sequence[str]) -> Page:
     """Put tiles (C, height, width) side by side, with their labels or with numbers around them."""
     channels, height, width = tiles.shape
     spare = (0, -channels % columns)
     places = np.pad(tiles, (spare, (0, 0), (0, 0)), constant_values=PAPER)
+    # (rows, height, columns, width)
     in_rows = places.reshape(-1, columns, height, width).swapaxes(1, 2)
     grid = Image.fromarray(in_rows.reshape(-1, columns * width))
     top = 0 if labels else LINE_HEIGHT
-    size = (NUMBERS_WIDTH + grid.width, top + grid.height + GAP)
+    size = (NUMBERS_WIDTH + grid.width, top + grid.height)
     block = Image.new("L", size, PAPER)
     block.paste(grid, (NUMBERS_WIDTH, top))
     for tile, label in enumerate(labels):
@@ -323,49 +328,49 @@ def draw_grid(tiles: Array, columns: int, labels: Sequence[str]) -> Picture:
     return block
 
 
-def write_numbers(block: Picture, tiles: Array, columns: int) -> None:
+def write_numbers(block: Page, places: Array, columns: int) -> None:
     """Number columns, and rows by their first channel; leave out numbers that would touch."""
-    _, height, width = tiles.shape
+    _, height, width = places.shape
     for column in range(0, columns, math.ceil(NUMBER_WIDTH / width)):
         number = draw_text(column)
         left = NUMBERS_WIDTH + column * width + (width - number.width) // 2
         block.paste(number, (left, 0))
-    for channel in range(0, len(tiles), columns * math.ceil(LINE_HEIGHT / height)):
+    for channel in range(0, len(places), columns * math.ceil(LINE_HEIGHT / height)):
         number = draw_text(channel)
         top = LINE_HEIGHT + channel // columns * height + (height - LINE_HEIGHT) // 2
         block.paste(number, (NUMBERS_WIDTH - GAP - number.width, top))
 
 
-def draw_colorbar(scale: Scale) -> Picture:
+def draw_colorbar(scale: Scale) -> Page:
     """Draw all levels in a row, over the values of both ends and the middle."""
     levels = np.arange(LEVELS, dtype=np.uint8).repeat(2)
     bar = Image.fromarray(np.tile(levels, (COLORBAR_HEIGHT, 1)))
     block = Image.new("L", (bar.width, bar.height + LINE_HEIGHT), PAPER)
     block.paste(bar)
-    for half, tick in enumerate(np.linspace(scale.low, scale.high, 3)):
+    for halves, tick in enumerate(np.linspace(scale.low, scale.high, 3)):
         number = draw_text(f"{tick:.3g}".replace("-", "−"))
-        left = half * (bar.width - number.width) // 2
+        left = halves * (bar.width - number.width) // 2
         block.paste(number, (left, bar.height))
     return block
 
 
-def stack(blocks: Sequence[Picture]) -> Picture:
+def stack(blocks: Sequence[Page]) -> Page:
     """Put blocks below each other on a page that is just large enough."""
     width = max(block.width for block in blocks)
-    rows = []
-    for block in blocks:
-        rows.append(np.pad(block, ((0, 0), (0, width - block.width)), constant_values=PAPER))
+    rows = [
+        np.pad(block, ((0, 0), (0, width - block.width)), constant_values=PAPER) for block in blocks
+    ]
     return Image.fromarray(np.pad(np.vstack(rows), MARGIN, constant_values=PAPER))
 
 
 # Text takes matplotlib longer than all the rest takes together, and pages share most of theirs.
 @functools.lru_cache(maxsize=1024)
-def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) -> Picture:
+def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) -> Page:
     """Draw a line in palette indices; leave out the middle of a text that is too long."""
-    text = printable(str(text))
+    text = printable(text)
     if len(text) > longest:
-        text = f"{text[: longest // 2]}…{text[-longest // 2 + 1 :]}"
-    width = size * (len(text) + 1) / 72  # inches: no letter is wider than its size
+        text = f"{text[: longest // 2]}…{text[-longest // 2 :]}"
+    width = size * (len(text) + 1) / 72  # in inches; hardly any letter is wider than its size
     figure = Figure((width, 1.4 * size / 72), DOTS_PER_INCH)  # its white is PAPER
     figure.text(
         0,
@@ -377,14 +382,16 @@ def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) 
         parse_math=False,
     )
     FigureCanvasAgg(figure).draw()
-    red = np.asarray(figure.canvas.buffer_rgba())[:, :, 0]  # as green and blue, for all is grey
+    red = np.asarray(figure.canvas.buffer_rgba())[
+        :, :, 0
+    ]  # red, green and blue are equal: all is grey
     inked = np.flatnonzero(red.min(axis=0) < PAPER)
     return Image.fromarray(red[:, : inked.max(initial=0) + 1])
 
 
-def printable(text: str) -> str:
+def printable(text: object) -> str:
     """Replace control characters, which a terminal would obey and a page cannot show."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
 
 
 def make_palette(colormap: Colormap) -> bytes:
@@ -399,7 +406,7 @@ def joined(*parts: object) -> str:
     return " · ".join(str(part) for part in parts if part)
 
 
-def save_png(picture: Picture, path: Path) -> Path:
+def save_png(picture: Page, path: Path) -> Path:
     """Write a picture and its `info` beside its place, and move it there when it is whole."""
     metadata = PngInfo()
     for key, value in picture.info.items():
@@ -447,7 +454,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "draw each channel over its own range (default), or all channels of a layer on one scale"
     )
     add("--scale", choices=SCALES, default="channel", help=scale)
-    add("--cmap", metavar="NAME", help="a matplotlib colormap (gray, or see below)")
+    add("--cmap", help="a matplotlib colormap (gray, or see below)")
     weights = "imagenet (default), none (untrained), or a file for this network without its head"
     add("--weights", default="imagenet", help=weights)
     add("--quiet", action="store_true", help="print only errors")
@@ -457,12 +464,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command, with progress on stderr and the result on stdout; return the exit status."""
     args = parse_arguments(argv)
-    # Progress goes to stderr, also that of Keras's download.
-    progress = io.StringIO() if args.quiet else sys.stderr
     try:
         folders = plan_folders(args.image_path, Path(args.output_dir))
         refuse_overwriting(folders)
-        with contextlib.redirect_stdout(progress):
+        # Progress goes to stderr, also that of Keras's download.
+        with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stderr):
             try:
                 drawn = draw_pictures(folders, args)
             finally:
@@ -481,11 +487,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_error(error: object) -> None:
-    print(f"Visualize.py: error: {printable(str(error))}", file=sys.stderr)
+    print(f"Visualize.py: error: {printable(error)}", file=sys.stderr)
 
 
 def print_progress(line: str) -> None:
-    """Print a line. On a terminal, the next one takes its place."""
+    """Print a line to stderr, where `main` sends stdout. A terminal shows the last one only."""
     if sys.stdout.isatty():
         print(f"\r\x1b[K{line}", end="", flush=True)
     elif line:
@@ -505,17 +511,18 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[str, Path]:
     """Choose where the pages of each picture go: several get folders that mirror their own."""
     stems = {}
     for pattern in patterns:
-        # A shell may leave *.jpg as it is. A pattern that fits nothing is taken for a path.
-        for picture in sorted(glob.glob(pattern)) or [pattern]:
+        # A shell may leave *.jpg as it is. What fits nothing is taken for a path.
+        found = [] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        for picture in found or [pattern]:
             stems[picture] = Path(os.path.abspath(picture)).with_suffix("")
-    common = os.path.commonpath(stems.values())  # of a single picture, it is its own
+    if len(stems) == 1:
+        return dict.fromkeys(stems, output_dir)
+    common = os.path.commonpath([stem.parent for stem in stems.values()])
     folders = {}
-    owners = {}
     for picture, stem in stems.items():
         folder = output_dir / stem.relative_to(common)
-        owner = owners.setdefault(str(folder).casefold(), picture)  # some systems ignore case
-        if owner != picture:
-            raise ValueError(f"{owner!r} and {picture!r} would share {str(folder)!r}: rename one")
+        if folder in folders.values():
+            raise ValueError(f"{picture!r} and another would share {str(folder)!r}: rename one")
         folders[picture] = folder
     return folders
 
@@ -535,14 +542,14 @@ def is_replaceable(path: Path) -> bool:
     """Say whether nothing is there, or the picture that an earlier run has written."""
     with contextlib.suppress(OSError), Image.open(path) as picture:
         return picture.info.get("Title") == INPUT_NAME
-    return not path.exists()
+    return not path.exists()  # or it is there, and no picture
 
 
 def draw_pictures(folders: Mapping[str, Path], args: argparse.Namespace) -> int:
     """Draw each picture's grids, and return how many pictures could be read."""
     grids = Visualize(scale=args.scale, cmap=args.cmap)
     if args.after == "relu" and args.scale == "layer":
-        grids.scale = (0, 6)  # the range of ReLU6
+        grids.scale = (0, 6)  # the range of ReLU6, rather than symmetric about zero
     model = None
     drawn = 0
     for number, (path, folder) in enumerate(folders.items(), start=1):
@@ -580,8 +587,7 @@ def load_tensorflow() -> None:
             messages.seek(0)
             os.write(stderr, messages.read())
             raise ImportError(
-                f"cannot load Keras and TensorFlow ({error}): "
-                "run 'pip install -r requirements.txt' again in the activated environment"
+                f"cannot load TensorFlow ({error}): run 'pip install -r requirements.txt' again"
             ) from error
         finally:
             os.dup2(stderr, 2)

@@ -1,4 +1,4 @@
-"""What the README says is so."""
+"""What the README and the examples say is so."""
 
 import os
 import re
@@ -16,60 +16,54 @@ from Visualize import Visualize, main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+SHOWN = re.findall(r"examples/(\w+)\.png", README)
 
 
-def printed_by(folder, script):
-    (folder / "script.py").write_text(script, encoding="utf-8")
+def run(folder, *command):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
-    command = [sys.executable, "script.py"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    command = [sys.executable, *command]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, pretrained):
+    """A folder in which the README's scripts have run, one after the other."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copy(SAMPLE, folder)
+    (folder / "script.py").write_text("\n".join(SCRIPTS), encoding="utf-8")
+    done = run(folder, "script.py")
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.stdout == "(1, 14, 14, 512)\n[447  51 427]\n"
+    return folder
 
 
-def test_scripts_run_one_after_the_other(tmp_path, pretrained):
-    shutil.copy(SAMPLE, tmp_path)
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    scripts = "\n".join(script for script in SCRIPTS if "import ray" not in script)
-    printed = printed_by(tmp_path, scripts)
-    assert "values: convolution output" in printed
-    assert "(1, 14, 14, 512)" in printed
-    assert re.search(r"^\[ *\d+ +\d+ +\d+\]$", printed, re.MULTILINE)
-    (value,) = re.findall(r"^-?\d+\.\d+$", printed, re.MULTILINE)  # read back from a picture
-    fmap = pretrained.get_feature_map(SAMPLE)[LAYERS.index("conv_pw_6")][0, :, :, 0]
-    assert abs(float(value) - fmap[0, 0]) <= np.ptp(fmap) / 238
-    assert [len(os.listdir(tmp_path / name)) for name in ("Images", "Grids")] == [27, 27]
-    assert os.listdir(tmp_path / "Other") == ["Conv1.png"]
+def test_scripts_write_what_they_name(written):
+    for folder, names in (
+        ("Lecture", {"kernels.png", "net.png", "sample.npz"}),
+        ("Grids", {"conv_dw_1.png", "conv_pw_6.png", "most_active.png"}),
+        ("Other", {"Conv1.png"}),
+    ):
+        assert set(os.listdir(written / folder)) == names
+    saved = np.load(written / "Lecture" / "sample.npz")
+    assert list(saved) == LAYERS
 
 
-def test_ray_script_with_corrupt_pictures(tmp_path, pretrained):
-    pytest.importorskip("ray", reason="Ray has no wheel for this Python")
-    import pyarrow.parquet
-
-    (tmp_path / "pictures").mkdir()
-    for name in ("1.jpg", "2.jpg", "3.jpg"):
-        shutil.copy(SAMPLE, tmp_path / "pictures" / name)
-    for name in ("bad1.jpg", "bad2.jpg"):
-        (tmp_path / "pictures" / name).write_bytes(SAMPLE.read_bytes()[:9000])
-    printed_by(tmp_path, *(script for script in SCRIPTS if "import ray" in script))
-    rows = pyarrow.parquet.read_table(tmp_path / "vectors").to_pylist()
-    assert len({row["path"] for row in rows}) == len(rows) == 5
-    for row in rows:
-        bad = "bad" in os.path.basename(row["path"])
-        assert bad == (row["vector"] is None) == (row["path"] in (row["error"] or ""))
-        assert bad or len(row["vector"]) == 1024
-
-
-@pytest.mark.parametrize("example", re.findall(r"!\[.*?\]\(examples/(.*?)\.png\)", README))
-def test_shown_grids_are_what_the_tool_draws(tmp_path, pretrained, example):
-    look, model = {}, pretrained
-    if example.endswith("_after_relu"):
-        look, model = {"after": "relu", "scale": "layer"}, Simple_Model(after="relu")
-    maps = dict(zip(LAYERS, model.get_feature_map(SAMPLE), strict=True))
+def draw_shown(example, folder, written):
+    """Draw a page that the README shows."""
+    if (written / "Lecture" / f"{example}.png").exists():
+        return written / "Lecture" / f"{example}.png"
+    after_relu = example.endswith("_after_relu")
     name = example.removesuffix("_after_relu")
-    grids = Visualize(tmp_path, source=SAMPLE.name, weights="imagenet", **look)
-    (path,) = grids.show_each_feature_map({name: maps[name]})
-    files = path, ROOT / "examples" / f"{example}.png"
+    model = Simple_Model(after="relu" if after_relu else "conv")
+    scale = (0, 6) if after_relu else "channel"
+    grids = Visualize(folder, scale, values=model.values, source=SAMPLE.name)
+    fmap = model.get_feature_map(SAMPLE)[LAYERS.index(name)]
+    return grids.show_each_feature_map({name: fmap})[0]
+
+
+@pytest.mark.parametrize("example", SHOWN)
+def test_shown_pages_are_what_the_tool_draws(tmp_path, written, example):
+    files = draw_shown(example, tmp_path, written), ROOT / "examples" / f"{example}.png"
     drawn, shown = (np.asarray(Image.open(file), int) for file in files)
     assert drawn.shape == shown.shape
     different = (drawn != shown) & ((drawn < 239) | (shown < 239))  # greys are text
@@ -77,8 +71,65 @@ def test_shown_grids_are_what_the_tool_draws(tmp_path, pretrained, example):
     assert different.mean() < 1e-3
 
 
+def test_the_readme_shows_all_example_pages():
+    assert set(SHOWN) == {path.stem for path in ROOT.glob("examples/*.png")}
+
+
 def test_options_are_those_of_the_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     known = set(re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE))
     assert known == set(re.findall(r"^\| `(--\w+)", README, re.MULTILINE))
+
+
+def test_the_notebook_runs_as_it_stands(tmp_path, pretrained):
+    import nbclient
+    import nbformat
+
+    for file in ("Model.py", "Visualize.py", "sample.jpg"):
+        shutil.copy(ROOT / file, tmp_path)
+    (tmp_path / "examples").mkdir()
+    notebook = nbformat.read(ROOT / "examples" / "lecture.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert any(cell.outputs for cell in cells)
+    assert all(output.get("name") != "stderr" for cell in cells for output in cell.outputs)
+    assert all(len(cell.source.splitlines()) <= 10 for cell in cells)
+    resources = {"metadata": {"path": tmp_path / "examples"}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    assert list((tmp_path / "Lecture").glob("*.png"))
+
+
+def test_many_pictures_some_of_them_bad(tmp_path, pretrained):
+    pytest.importorskip("ray", reason="Ray has no wheel for this Python")
+    import pyarrow.parquet
+
+    (tmp_path / "pictures").mkdir()
+    for number in (1, 2, 3):
+        Image.open(SAMPLE).rotate(number).save(tmp_path / "pictures" / f"{number}.jpg")
+    for name in ("bad1.jpg", "bad2.jpg"):
+        (tmp_path / "pictures" / name).write_bytes(SAMPLE.read_bytes()[:9000])
+    done = run(tmp_path, ROOT / "examples" / "many_pictures.py", "pictures", "vectors")
+    assert done.returncode == 0, done.stderr
+    rows = pyarrow.parquet.read_table(tmp_path / "vectors").to_pylist()
+    assert len({row["path"] for row in rows}) == len(rows) == 5
+    for row in rows:
+        if "bad" in os.path.basename(row["path"]):
+            assert row["vector"] is None
+            assert row["path"] in row["error"]
+        else:
+            assert len(row["vector"]) == 1024
+            assert row["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none", "vectors"], "no such folder, or no file in it"),
+        ([".", "vectors", "--layer", "conv_pw_99"], "no layer 'conv_pw_99': choose conv_dw_1"),
+    ],
+)
+def test_mistakes_with_many_pictures(tmp_path, arguments, message):
+    done = run(tmp_path, ROOT / "examples" / "many_pictures.py", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
