@@ -225,8 +225,9 @@ def open_picture(img_path: Picture) -> Iterator[Image.Image]:
                 yield image
     except Exception as error:  # decoders raise SyntaxError, struct.error, KeyError, ...
         name = str(img_path if is_path else getattr(img_path, "name", img_path))
-        reason = getattr(error, "strerror", None) or str(error)
-        if getattr(error, "errno", None):  # from the operating system
+        from_system = getattr(error, "strerror", None)  # what the operating system says
+        reason = from_system or str(error)
+        if from_system:
             advice = "check the path or pattern"
         else:
             advice = "save it again as a PNG or JPEG, scaled down if it is very large"

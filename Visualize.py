@@ -22,10 +22,9 @@ import matplotlib
 import numpy as np
 from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from numpy import ndarray as Array
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from Model import LAYERS, VALUES, Simple_Model, read_picture
@@ -52,16 +51,14 @@ LINE_HEIGHT = 32  # of draw_text at TEXT_SIZE
 LETTER_WIDTH = 14  # of most letters
 LONGEST_LINE = 80  # letters
 MARGIN = 17
-NUMBERS_WIDTH = 72  # beside the tiles
-NUMBER_WIDTH = 54  # room for a number of three digits above a column
+ROW_NUMBERS_WIDTH = 72  # beside the tiles
+COLUMN_NUMBER_WIDTH = 54  # room for a number of three digits above a column
 GAP = 10  # between the number of a row and its tiles
 FRAME_AND_GAP = 3  # what draw_tiles puts between two tiles: frame, paper and frame
 LABELLED_WIDTH = 80  # of a tile with a label, at least
-COLORBAR_HEIGHT = 24
 
 Page = Image.Image  # or a part of one
 ScaleChoice = str | Sequence[float]
-FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 INPUT_NAME = "network_input"
 
 
@@ -132,7 +129,7 @@ class Visualize:
             labels = dict.fromkeys(feature_maps, labels)
         # Each page is drawn here, one after another; the threads only save.
         layers = (Layer(name, fmap, labels.get(name, ())) for name, fmap in feature_maps.items())
-        pages = (self._draw(layer, layer.square) for layer in layers)
+        pages = map(self._draw, layers)
         paths = [Path(self.output_dir, f"{name}.png") for name in feature_maps]
         with ThreadPoolExecutor(os.cpu_count()) as savers:
             return list(savers.map(save_png, pages, paths))
@@ -159,42 +156,48 @@ class Visualize:
         layer = Layer(name, fmap, labels)
         if square != int(square) or square < layer.square:
             raise ValueError(f"square={square!r}: expected a whole number from {layer.square} on")
-        return save_png(self._draw(layer, int(square)), Path(self.output_dir, f"{name}.png"))
+        layer.square = int(square)
+        return save_png(self._draw(layer), Path(self.output_dir, f"{name}.png"))
 
-    def _draw(self, layer: Layer, columns: int) -> Page:
+    def _draw(self, layer: Layer) -> Page:
         """Draw the page of a layer. Its `info` is what the PNG will say of it."""
         scale = make_scale(self.scale, layer)
-        colormap = matplotlib.colormaps.get_cmap(self.cmap or scale.cmap)
-        zoom = find_zoom(layer, columns, self.figsize)
-        facts = joined(self.values, layer.size, layer.flat.any() and f"{layer.flat.sum()} flat")
+        zoom = find_zoom(layer, self.figsize)
         how_to_read = "" if layer.labels else "channel = row number + column number"
-        # The last one is the title of the colourbar.
-        lines = [self.source, how_to_read, scale.words, scale.shared and self.values]
+        captions = [self.source, how_to_read, scale.words]
         with style.context("default"):  # whatever the user's own style is
-            blocks = [draw_text(layer.name, NAME_SIZE), draw_text(facts)]
-            blocks.append(draw_grid(draw_tiles(layer, scale, zoom), columns, layer.labels))
-            blocks += map(draw_text, filter(None, lines))
+            blocks = [
+                draw_text(layer.name, NAME_SIZE),
+                draw_text(joined(self.values, layer.facts)),
+                draw_grid(layer, draw_tiles(layer, scale, zoom)),
+                *map(draw_text, filter(None, captions)),
+            ]
             if scale.shared:
-                blocks.append(draw_colorbar(scale))
+                blocks += [draw_text(self.values or ""), draw_colorbar(scale)]
         page = stack(blocks)
-        page.putpalette(make_palette(colormap))
-        page.info = {
-            "Title": joined(layer.name, facts),
+        page.putpalette(make_palette(self.cmap or scale.cmap))
+        page.info = self._describe(layer, scale, zoom)
+        return page
+
+    def _describe(self, layer: Layer, scale: Scale, zoom: int) -> dict:
+        """Say what a program needs to turn the page back into values."""
+        ends = f"{scale.low:.9g} to {scale.high:.9g}" if scale.shared else "see Channel ranges"
+        return {
+            "Title": joined(layer.name, self.values, layer.facts),
             "Source": self.source,
             "Description": f"values: {self.values or 'not told'}\n"
             f"range: {layer.lowest.min():.9g} to {layer.highest.max():.9g}\n"
-            f"scale: {scale.words}, {scale.ends}\n"
-            f"colormap: {colormap.name}\n"
-            f"tiles: {columns} in a row, {zoom}×{zoom} pixels per value\n"
+            f"scale: {scale.words}, {ends}\n"
+            f"colormap: {self.cmap or scale.cmap}\n"
+            f"tiles: {layer.square} in a row, {zoom}×{zoom} pixels per value\n"
             f"software: matplotlib {matplotlib.__version__}, numpy {np.__version__}",
             "Channel ranges": "\n".join(map("{:.9g} {:.9g}".format, layer.lowest, layer.highest)),
             "Labels": "\n".join(layer.labels),
         }
-        return page
 
 
 class Layer:
-    """An array to draw: its name, values (H, W, C), labels if any, and facts of each channel."""
+    """A feature map (H, W, C) to draw: its name, labels if any, and facts of each channel."""
 
     def __init__(self, name: str, fmap: Array, labels: Sequence) -> None:
         if os.path.basename(f"{name}.png") != f"{name}.png":
@@ -203,164 +206,167 @@ class Layer:
         if len(shape) != 4 or shape[0] != 1:
             raise ValueError(f"{name}: expected an array of shape (1, H, W, C), not {shape}")
         self.name = name
-        self.values = np.asarray(fmap[0], np.float32)  # half the memory of float64
-        if not np.isfinite(self.values).all():
+        self.fmap = np.asarray(fmap[0], np.float32)  # half the memory of float64
+        if not np.isfinite(self.fmap).all():
             raise ValueError(f"{name}: some values are NaN or infinite")
-        self.height, self.width, self.channels = self.values.shape
+        self.height, self.width, channels = self.fmap.shape
         self.labels = [str(label) for label in labels]
-        if len(self.labels) not in (0, self.channels):
-            raise ValueError(f"{name}: expected {self.channels} labels, not {len(self.labels)}")
-        noun = "map" if self.labels else "channel"
-        plural = "s" if self.channels > 1 else ""
-        self.size = f"{self.channels} {noun}{plural} of {self.height}×{self.width}"
-        self.square = math.ceil(self.channels**0.5)
-        self.lowest = self.values.min((0, 1))  # (C,)
-        self.highest = self.values.max((0, 1))  # (C,)
+        if len(self.labels) not in (0, channels):
+            raise ValueError(f"{name}: expected {channels} labels, not {len(self.labels)}")
+        self.square = math.ceil(channels**0.5)  # how many tiles stand in a row
+        self.lowest = self.fmap.min((0, 1))  # (C,)
+        self.highest = self.fmap.max((0, 1))  # (C,)
         ranges = self.highest - self.lowest
         self.flat = ranges <= FLAT * ranges.max()  # (C,)
+        noun = "map" if self.labels else "channel"
+        plural = "s" if channels > 1 else ""
+        size = f"{channels} {noun}{plural} of {self.height}×{self.width}"
+        self.facts = joined(size, self.flat.any() and f"{self.flat.sum()} flat")
 
 
 @dataclass
 class Scale:
     """How values become levels: `low` is the first level and `high` the last.
 
-    They are numbers on a scale that all channels share, else arrays (C,).
+    They are numbers if all channels share the scale, else arrays with a number for each channel.
     """
 
     low: Array | float
     high: Array | float
     shared: bool
     words: str
-    ends: str
     cmap: str  # unless the user names another
 
-    def levels(self, values: Array) -> Array:
+    def levels(self, fmap: Array) -> Array:
         """Turn values (H, W, C) into levels; what lies beyond the ends gets the level there."""
-        span = np.maximum(self.high - self.low, np.float32(1e-30))  # a flat channel may have none
-        shares = (values - self.low) / span
+        # The tiny number is for a flat channel, whose ends may be equal.
+        shares = (fmap - self.low) / (self.high - self.low + 1e-30)
         return np.rint(shares.clip(0, 1) * (LEVELS - 1)).astype(np.uint8)
 
 
 def check_scale(choice: ScaleChoice) -> None:
-    if isinstance(choice, str):
-        known = choice in SCALES
-    else:
-        known = np.shape(choice) == (2,) and 0 < choice[1] - choice[0] < math.inf
-    if not known:
+    is_named = isinstance(choice, str) and choice in SCALES
+    has_two_ends = np.shape(choice) == (2,) and 0 < choice[1] - choice[0] < math.inf
+    if not (is_named or has_two_ends):
         raise ValueError(f"scale={choice!r}: choose channel, layer or two ends, such as (0, 6)")
 
 
 def make_scale(choice: ScaleChoice, layer: Layer) -> Scale:
     """Make the scale of a layer from what `Visualize.scale` may be."""
     check_scale(choice)
-    if isinstance(choice, str) and choice == "channel":
-        words = joined(SCALES["channel"], layer.flat.any() and "crossed box = flat channel")
-        return Scale(
-            layer.lowest,
-            layer.highest,
-            False,
-            words,
-            "see Channel ranges",
-            "gray",
-        )
-    if isinstance(choice, str):  # "layer"
-        high = symmetric_end(layer)
-        low = -high
-    else:
+    if not isinstance(choice, str):
         low, high = map(float, choice)
-    beyond = 100 * np.mean((layer.values < low) | (layer.values > high))
-    words = joined(SCALES["layer"], beyond and f"{beyond:.1f} % beyond its ends")
-    cmap = "coolwarm" if low == -high else "viridis"
+        return shared_scale(layer, low, high)
+    if choice == "layer":
+        end = symmetric_end(layer)
+        return shared_scale(layer, -end, end)
+    return Scale(
+        layer.lowest,
+        layer.highest,
+        shared=False,
+        words=joined(SCALES["channel"], layer.flat.any() and "crossed box = flat channel"),
+        cmap="gray",
+    )
+
+
+def shared_scale(layer: Layer, low: float, high: float) -> Scale:
+    beyond = 100 * np.mean((layer.fmap < low) | (layer.fmap > high))
     return Scale(
         low,
         high,
-        True,
-        words,
-        f"{low:.9g} to {high:.9g}",
-        cmap,
+        shared=True,
+        words=joined(SCALES["layer"], beyond and f"{beyond:.1f} % beyond its ends"),
+        cmap="coolwarm" if low == -high else "viridis",
     )
 
 
 def symmetric_end(layer: Layer) -> float:
     """Find the 99th percentile of the magnitudes; flat channels count if there are no others."""
-    lively = layer.values[..., ~layer.flat]
-    magnitudes = np.abs(lively if lively.size else layer.values)
+    varying = layer.fmap[..., ~layer.flat]
+    magnitudes = np.abs(varying if varying.size else layer.fmap)
     return float(np.quantile(magnitudes, 0.99) or magnitudes.max() or 1)  # most values may be 0
 
 
-def find_zoom(layer: Layer, columns: int, figsize: Sequence[float]) -> int:
-    """Find how many pixels wide and high a value can be. Tiles fill a square of the page."""
-    room = (min(figsize) * DOTS_PER_INCH - NUMBERS_WIDTH - 2 * MARGIN) // columns - FRAME_AND_GAP
+def find_zoom(layer: Layer, figsize: Sequence[float]) -> int:
+    """Find how many pixels wide and high a value can be.
+
+    The tiles may fill a square: the page's width without margins and the numbers of the rows.
+    """
+    room = min(figsize) * DOTS_PER_INCH - 2 * MARGIN - ROW_NUMBERS_WIDTH
+    tile = room // layer.square - FRAME_AND_GAP
+    zoom = int(tile // max(layer.height, layer.width))
     least = math.ceil(LABELLED_WIDTH / layer.width) if layer.labels else 1
-    return max(least, int(room // max(layer.height, layer.width)))
+    return max(least, zoom)
 
 
 def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
-    """Draw a framed tile of each channel: (C, height, width)."""
-    tiles = scale.levels(layer.values).transpose(2, 0, 1)  # (C, H, W)
+    """Draw a tile for each channel, framed, with room for its label: (C, height, width)."""
+    tiles = scale.levels(layer.fmap).transpose(2, 0, 1)  # (C, H, W)
     if not scale.shared:
         diagonal = np.eye(layer.height, layer.width, dtype=bool)
         tiles[layer.flat] = np.where(diagonal | np.fliplr(diagonal), CROSS, PAPER)
-    tiles = tiles.repeat(zoom, 1).repeat(zoom, 2)
+    tiles = tiles.repeat(zoom, axis=1).repeat(zoom, axis=2)
     framed = np.pad(tiles, ((0, 0), (1, 1), (1, 1)), constant_values=FRAME)
-    label_height = LINE_HEIGHT if layer.labels else 0
-    return np.pad(framed, ((0, 0), (label_height, 1), (0, 1)), constant_values=PAPER)
+    above = LINE_HEIGHT if layer.labels else 0
+    # One pixel of paper below a tile, and one to the right of it, part it from the next.
+    return np.pad(framed, ((0, 0), (above, 1), (0, 1)), constant_values=PAPER)
 
 
-def draw_grid(tiles: Array, columns: int, labels: Sequence[str]) -> Page:
+def draw_grid(layer: Layer, tiles: Array) -> Page:
     """Put tiles (C, height, width) side by side, with their labels or with numbers around them."""
     channels, height, width = tiles.shape
-    spare = (0, -channels % columns)
-    places = np.pad(tiles, (spare, (0, 0), (0, 0)), constant_values=PAPER)
-    # (rows, height, columns, width)
-    in_rows = places.reshape(-1, columns, height, width).swapaxes(1, 2)
-    grid = Image.fromarray(in_rows.reshape(-1, columns * width))
-    top = 0 if labels else LINE_HEIGHT
-    size = (NUMBERS_WIDTH + grid.width, top + grid.height)
-    block = Image.new("L", size, PAPER)
-    block.paste(grid, (NUMBERS_WIDTH, top))
-    for tile, label in enumerate(labels):
-        row, column = divmod(tile, columns)
+    spare = -channels % layer.square
+    places = np.pad(tiles, ((0, spare), (0, 0), (0, 0)), constant_values=PAPER)
+    rows = places.reshape(-1, layer.square, height, width).swapaxes(1, 2)
+    # Now (rows, height, columns, width): line by line of pixels.
+    grid = Image.fromarray(rows.reshape(-1, layer.square * width))
+    if not layer.labels:
+        return with_numbers(grid, height, width)
+    for place, label in enumerate(layer.labels):
+        row, column = divmod(place, layer.square)
         text = draw_text(label, longest=width // LETTER_WIDTH)
-        block.paste(text, (NUMBERS_WIDTH + column * width, row * height))
-    if not labels:
-        write_numbers(block, places, columns)
-    return block
+        grid.paste(text, (column * width, row * height))
+    return grid
 
 
-def write_numbers(block: Page, places: Array, columns: int) -> None:
-    """Number columns, and rows by their first channel; leave out numbers that would touch."""
-    _, height, width = places.shape
-    for column in range(0, columns, math.ceil(NUMBER_WIDTH / width)):
+def with_numbers(grid: Page, height: int, width: int) -> Page:
+    """Number the columns, and the rows by their first tile; leave out numbers that would touch."""
+    block = Image.new("L", (ROW_NUMBERS_WIDTH + grid.width, LINE_HEIGHT + grid.height), PAPER)
+    block.paste(grid, (ROW_NUMBERS_WIDTH, LINE_HEIGHT))
+    columns = grid.width // width
+    for column in range(0, columns, math.ceil(COLUMN_NUMBER_WIDTH / width)):
         number = draw_text(column)
-        left = NUMBERS_WIDTH + column * width + (width - number.width) // 2
+        left = ROW_NUMBERS_WIDTH + column * width + (width - number.width) // 2
         block.paste(number, (left, 0))
-    for channel in range(0, len(places), columns * math.ceil(LINE_HEIGHT / height)):
-        number = draw_text(channel)
-        top = LINE_HEIGHT + channel // columns * height + (height - LINE_HEIGHT) // 2
-        block.paste(number, (NUMBERS_WIDTH - GAP - number.width, top))
+    for row in range(0, grid.height // height, math.ceil(LINE_HEIGHT / height)):
+        number = draw_text(row * columns)
+        top = LINE_HEIGHT + row * height + (height - LINE_HEIGHT) // 2
+        block.paste(number, (ROW_NUMBERS_WIDTH - GAP - number.width, top))
+    return block
 
 
 def draw_colorbar(scale: Scale) -> Page:
     """Draw all levels in a row, over the values of both ends and the middle."""
     levels = np.arange(LEVELS, dtype=np.uint8).repeat(2)
-    bar = Image.fromarray(np.tile(levels, (COLORBAR_HEIGHT, 1)))
-    block = Image.new("L", (bar.width, bar.height + LINE_HEIGHT), PAPER)
-    block.paste(bar)
-    for halves, tick in enumerate(np.linspace(scale.low, scale.high, 3)):
-        number = draw_text(f"{tick:.3g}".replace("-", "−"))
-        left = halves * (bar.width - number.width) // 2
-        block.paste(number, (left, bar.height))
+    block = Image.new("L", (levels.size, 2 * LINE_HEIGHT), PAPER)
+    block.paste(Image.fromarray(np.tile(levels, (LINE_HEIGHT, 1))))
+    for share in (0, 0.5, 1):
+        value = scale.low + share * (scale.high - scale.low)
+        number = draw_text(f"{value:.3g}".replace("-", "−"))
+        block.paste(number, (int(share * (block.width - number.width)), LINE_HEIGHT))
     return block
 
 
 def stack(blocks: Sequence[Page]) -> Page:
     """Put blocks below each other on a page that is just large enough."""
     width = max(block.width for block in blocks)
-    rows = [
-        np.pad(block, ((0, 0), (0, width - block.width)), constant_values=PAPER) for block in blocks
-    ]
-    return Image.fromarray(np.pad(np.vstack(rows), MARGIN, constant_values=PAPER))
+    height = sum(block.height for block in blocks)
+    page = Image.new("L", (width, height), PAPER)
+    top = 0
+    for block in blocks:
+        page.paste(block, (0, top))
+        top += block.height
+    return ImageOps.expand(page, MARGIN, PAPER)
 
 
 # Text takes matplotlib longer than all the rest takes together, and pages share most of theirs.
@@ -369,36 +375,31 @@ def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) 
     """Draw a line in palette indices; leave out the middle of a text that is too long."""
     text = printable(text)
     if len(text) > longest:
-        text = f"{text[: longest // 2]}…{text[-longest // 2 :]}"
+        half = longest // 2
+        text = f"{text[:half]}…{text[-half:]}"
     width = size * (len(text) + 1) / 72  # in inches; hardly any letter is wider than its size
     figure = Figure((width, 1.4 * size / 72), DOTS_PER_INCH)  # its white is PAPER
-    figure.text(
-        0,
-        0.3,
-        text,
-        size=size,
-        font=FONT,
-        color=str(INK / 255),
-        parse_math=False,
-    )
-    FigureCanvasAgg(figure).draw()
-    red = np.asarray(figure.canvas.buffer_rgba())[
-        :, :, 0
-    ]  # red, green and blue are equal: all is grey
+    # To matplotlib, a number from 0 to 1 in a string is a grey.
+    figure.text(0, 0.3, text, size=size, color=str(INK / 255), parse_math=False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    red = np.asarray(canvas.buffer_rgba())[:, :, 0]  # grey: red, green and blue are equal
     inked = np.flatnonzero(red.min(axis=0) < PAPER)
     return Image.fromarray(red[:, : inked.max(initial=0) + 1])
+
+
+def make_palette(cmap: str) -> bytes:
+    """Give the RGB bytes of a colormap's levels and of the greys."""
+    colormap = matplotlib.colormaps.get_cmap(cmap).resampled(LEVELS)
+    levels = colormap(range(LEVELS))[:, :3]  # without alpha, from 0 to 1
+    greys = np.linspace([0, 0, 0], 1, GREYS)
+    colors = np.vstack([levels, greys])
+    return np.rint(255 * colors).astype(np.uint8).tobytes()
 
 
 def printable(text: object) -> str:
     """Replace control characters, which a terminal would obey and a page cannot show."""
     return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
-
-
-def make_palette(colormap: Colormap) -> bytes:
-    """Give the RGB bytes of a colormap's levels and of the greys."""
-    parts = [colormap.resampled(LEVELS), matplotlib.colormaps["gray"].resampled(GREYS)]
-    colors = np.vstack([part(range(part.N)) for part in parts])[:, :3]  # without alpha
-    return np.rint(255 * colors).astype(np.uint8).tobytes()
 
 
 def joined(*parts: object) -> str:
@@ -412,7 +413,7 @@ def save_png(picture: Page, path: Path) -> Path:
     for key, value in picture.info.items():
         if value:
             text = str(value).encode(errors="replace").decode()  # a file name may not be valid
-            metadata.add_text(key, text, zip=True)
+            metadata.add_text(key, text)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=".") as beside:
@@ -442,17 +443,18 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(description=__doc__, epilog=EPILOG, formatter_class=form)
+    parser = OneLineParser(
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     pictures = "one or more pictures, or patterns such as cats/*.jpg; several get a folder each"
     add("--image_path", nargs="+", action="extend", required=True, metavar="PICTURE", help=pictures)
     add("--output_dir", default="Images", metavar="FOLDER", help="where the pages go (Images)")
     after = "take the values after each convolution (default), its batch normalisation or its ReLU6"
     add("--after", choices=VALUES, default="conv", help=after)
-    scale = (
-        "draw each channel over its own range (default), or all channels of a layer on one scale"
-    )
+    scale = "draw each channel over its own range (default), or a layer's channels on one scale"
     add("--scale", choices=SCALES, default="channel", help=scale)
     add("--cmap", help="a matplotlib colormap (gray, or see below)")
     weights = "imagenet (default), none (untrained), or a file for this network without its head"
@@ -533,23 +535,24 @@ def refuse_overwriting(folders: Mapping[str, Path]) -> None:
     for folder in folders.values():
         for name in (*LAYERS, INPUT_NAME):
             path = folder / f"{name}.png"
-            foreign = name == INPUT_NAME and not is_replaceable(path)
+            foreign = name == INPUT_NAME and is_foreign(path)
             if foreign or os.path.realpath(path) in pictures:
                 raise ValueError(f"{str(path)!r} would be lost: choose another --output_dir")
 
 
-def is_replaceable(path: Path) -> bool:
-    """Say whether nothing is there, or the picture that an earlier run has written."""
-    with contextlib.suppress(OSError), Image.open(path) as picture:
-        return picture.info.get("Title") == INPUT_NAME
-    return not path.exists()  # or it is there, and no picture
+def is_foreign(path: Path) -> bool:
+    """Say whether there is a picture that no run of this tool has written."""
+    if not path.exists():
+        return False
+    with Image.open(path) as picture:
+        return picture.info.get("Title") != INPUT_NAME
 
 
 def draw_pictures(folders: Mapping[str, Path], args: argparse.Namespace) -> int:
     """Draw each picture's grids, and return how many pictures could be read."""
-    grids = Visualize(scale=args.scale, cmap=args.cmap)
     if args.after == "relu" and args.scale == "layer":
-        grids.scale = (0, 6)  # the range of ReLU6, rather than symmetric about zero
+        args.scale = (0, 6)  # the range of ReLU6, rather than symmetric about zero
+    grids = Visualize(scale=args.scale, cmap=args.cmap)
     model = None
     drawn = 0
     for number, (path, folder) in enumerate(folders.items(), start=1):

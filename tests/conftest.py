@@ -17,7 +17,8 @@ SIZES = [(112, 32), (112, 64), (56, 64), (56, 128), (56, 128), (56, 128), (28, 1
 SIZES += [(28, 256), (28, 256), (14, 256), *[(14, 512)] * 11, (7, 512), *[(7, 1024)] * 3]
 
 # A page in pixels and palette indices.
-FIRST_X = 90  # of the first value of the first tile
+FIRST_X = 90  # of the first value of the first tile, under numbers
+FIRST_X_LABELLED = 18  # of the same, under labels
 FIRST_Y = 134
 GAP = 3  # between the values of two tiles
 LABEL_HEIGHT = 32  # of a label above a tile
@@ -55,5 +56,5 @@ def tiles(path, spare=0):
     for place in range(count + spare):
         row, column = divmod(place, columns)
         top = FIRST_Y + row * (zoom * height + GAP + label)
-        left = FIRST_X + column * (zoom * width + GAP)
+        left = (FIRST_X_LABELLED if label else FIRST_X) + column * (zoom * width + GAP)
         yield pixels[top : top + zoom * height, left : left + zoom * width]
