@@ -21,18 +21,17 @@ if TYPE_CHECKING:
 
 LAYERS = [f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "pw")]
 INPUT_SIZE = (224, 224)
-WEIGHTS_FILE = "mobilenet_1_0_224_tf_no_top.h5"
-WEIGHTS_URL = (
-    f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/{WEIGHTS_FILE}"
-)
+WEIGHTS = "mobilenet_1_0_224_tf_no_top.h5"
+WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/{WEIGHTS}"
 
 # Where in a layer its values can be taken, and what to call them.
 VALUES = {"conv": "convolution output", "bn": "batch-normalised", "relu": "activation after ReLU6"}
 
-# Compiling takes as long as it saves in about five pictures, so the first few go without.
+# Compiling pays for itself after about five pictures, so the first three go without.
 CALLS_BEFORE_COMPILING = 3
 
-# How a camera's picture must be turned, by the orientation in its EXIF block.
+# How a camera's picture must be turned, by the orientation in its EXIF block. (Pillow's own
+# exif_transpose also rewrites the block, which fails where one of its numbers is malformed.)
 Turn = Image.Transpose
 TURNS = {
     2: Turn.FLIP_LEFT_RIGHT,
@@ -79,6 +78,7 @@ class Simple_Model:
         import keras  # here, because it takes seconds, and importing this module should not
 
         with default_settings(keras.config):
+            # Without its dtype, an Input would follow yet another setting.
             picture = keras.Input((*INPUT_SIZE, 3), dtype="float32")
             network = keras.applications.MobileNet(
                 input_tensor=picture, include_top=False, weights=None
@@ -105,13 +105,13 @@ class Simple_Model:
         if self._calls <= CALLS_BEFORE_COMPILING:
             outputs = self.model(batch)
         else:
-            outputs = self.model.predict_on_batch(batch)
+            outputs = self.model.predict_on_batch(batch)  # Keras compiles this
         return list(map(keras.ops.convert_to_numpy, outputs))
 
 
 @contextlib.contextmanager
 def default_settings(config: keras.config) -> Iterator[None]:
-    """Let Keras build float32 layers for (H, W, C), then give a person's own settings back."""
+    """Let Keras build float32 layers for (H, W, C), then give back the caller's own settings."""
     data_format = config.image_data_format()
     policy = config.dtype_policy()
     config.set_image_data_format("channels_last")
@@ -140,7 +140,7 @@ def load_weights(network: keras.Model, weights: str | os.PathLike) -> None:
             ) from error
         raise ValueError(
             f"{failure}: expected those of MobileNet((224, 224, 3), include_top=False); "
-            "of a larger model, save only that part with save_weights"
+            "if yours are in a larger model, call save_weights of only this part"
         ) from error
 
 
@@ -149,13 +149,13 @@ def imagenet_weights() -> str | Path:
     import keras
 
     folder = Path(os.environ.get("KERAS_HOME", "~/.keras"), "models").expanduser()
-    path = folder / WEIGHTS_FILE
+    path = folder / WEIGHTS
     if path.is_file():  # Keras does not look into a cache that it cannot write to
         return path
     try:
         return keras.utils.get_file(origin=WEIGHTS_URL, cache_subdir="models")
     except Exception as error:  # get_file raises a bare Exception
-        reason = str(error).rpartition(" -- ")[2]  # after the address, which stands below
+        reason = str(error).rpartition(" -- ")[2]  # of "URL fetch failure on <url>: 404 -- reason"
         raise ConnectionError(
             f"cannot download the weights ({reason}): save {WEIGHTS_URL} in {str(folder)!r}"
         ) from error
@@ -167,26 +167,26 @@ def read_picture(img_path: Picture) -> Image.Image:
     A colour profile is ignored. Raises OSError or ValueError if the picture cannot be read.
     """
     with open_picture(img_path) as image:
-        image.load()  # here a damaged file fails, and a TIFF turns itself upright
+        image.load()  # a damaged file fails; a TIFF is turned, and loses its orientation
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         upright = image if turn is None else image.transpose(turn)
         if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
-            upright = to_8_bits(upright, header=image)  # a turned copy has none
+            upright = to_8_bits(upright, header=image)  # a turned copy has no tags and no format
         elif image.has_transparency_data:
             white = Image.new("RGBA", upright.size, "white")
             upright = Image.alpha_composite(white, upright.convert("RGBA"))
         if upright.mode != "RGB":  # converting would copy a large picture for nothing
             upright = upright.convert("RGB")
         seen = upright.resize(INPUT_SIZE, Image.Resampling.BICUBIC)
-        seen.info.clear()  # a saved profile would change the colours that the network saw
+        seen.info.clear()  # if it is saved with a profile, its colours are not those seen here
         return seen
 
 
 def to_8_bits(grey: Image.Image, header: Image.Image) -> Image.Image:
     """Turn deep grey into 0 for black to 255 for white; NaN is black.
 
-    White is 65535 in 16 bits, or as many bits as a TIFF header says. In deeper pictures, black and
-    white are the lowest and the highest value. A TIFF header may also say that zero is white.
+    Up to 16 bits, white is the largest number: 65535, or as a TIFF header says. In deeper pictures,
+    black and white are the lowest and the highest value. The header may also say that 0 is white.
     """
     values = np.asarray(grey, np.float64)
     tags = getattr(header, "tag_v2", {})
@@ -207,8 +207,8 @@ def open_picture(img_path: Picture) -> Iterator[Image.Image]:
     """Open a picture for a `with` block. Opening reads the header only.
 
     Whatever fails, here or in the block, is raised as an OSError or a ValueError that says which
-    picture cannot be read, why, and what to do. So is a file of more pixels than
-    `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow itself only warns.
+    picture cannot be read, why, and what to do. A file of more pixels than
+    `PIL.Image.MAX_IMAGE_PIXELS` fails, too, though Pillow would only warn up to twice as many.
     """
     is_image = isinstance(img_path, Image.Image)
     is_path = isinstance(img_path, str | os.PathLike)
@@ -220,15 +220,15 @@ def open_picture(img_path: Picture) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # A picture of a person's own stays open.
-            with contextlib.nullcontext(img_path) if is_image else Image.open(img_path) as image:
+            opened = contextlib.nullcontext(img_path) if is_image else Image.open(img_path)
+            with opened as image:  # an Image of the caller's is not closed
                 yield image
     except Exception as error:  # decoders raise SyntaxError, struct.error, KeyError, ...
         name = str(img_path if is_path else getattr(img_path, "name", img_path))
         from_system = getattr(error, "strerror", None)  # what the operating system says
         reason = from_system or str(error)
         if from_system:
-            advice = "check the path or pattern"
+            advice = "check the path or pattern"  # Visualize.py takes both
         else:
             advice = "save it again as a PNG or JPEG, scaled down if it is very large"
         kind = type(error) if isinstance(error, OSError) else ValueError

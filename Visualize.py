@@ -32,9 +32,9 @@ from Model import LAYERS, VALUES, Simple_Model, read_picture
 SCALES = {"channel": "each tile over its own range", "layer": "all tiles on one scale"}
 FLAT = 1e-6  # a channel is flat if its range is at most this part of the layer's widest range
 
-# Every pixel of a page is an index into its palette: 0 to 238 are levels of the colormap, 239 to
-# 255 are greys from black to white. matplotlib draws text in grey 239 on white 255, so the bytes
-# that it makes are palette indices already.
+# A page is an array of palette indices: 0 to 238 are the levels of the colormap, 239 to 255 are
+# greys from black to white. matplotlib draws text in these numbers, too: in grey 239 on 255, which
+# by itself is nearly white on white, but with the palette it is black on white.
 LEVELS = 239  # an odd number, so that zero can have a level of its own
 GREYS = 17
 INK = LEVELS  # black
@@ -42,20 +42,20 @@ CROSS = LEVELS + 6  # dark grey
 FRAME = LEVELS + 10  # light grey
 PAPER = LEVELS + GREYS - 1  # white
 
-# Text sizes in points, all others in pixels, 150 to an inch. A page is a stack of blocks: the
-# layer's name, facts, the grid of tiles with numbers around it, a caption, and a colourbar.
+# A page is made of blocks, one below the other: the layer's name, its facts, the grid of tiles with
+# labels or numbers, a caption, and a colourbar. Text sizes are in points, the rest in pixels.
 DOTS_PER_INCH = 150
 NAME_SIZE = 18
 TEXT_SIZE = 11
-LINE_HEIGHT = 32  # of draw_text at TEXT_SIZE
+LINE_HEIGHT = 32  # of text: 1.4 × TEXT_SIZE / 72 inches, see draw_text
 LETTER_WIDTH = 14  # of most letters
 LONGEST_LINE = 80  # letters
 MARGIN = 17
-ROW_NUMBERS_WIDTH = 72  # beside the tiles
-COLUMN_NUMBER_WIDTH = 54  # room for a number of three digits above a column
-GAP = 10  # between the number of a row and its tiles
+ROW_NUMBERS_WIDTH = 72  # left of the tiles
+COLUMN_NUMBER_WIDTH = 54  # room for three digits above a column
+GAP = 10  # between a row's number and its tiles
 FRAME_AND_GAP = 3  # what draw_tiles puts between two tiles: frame, paper and frame
-LABELLED_WIDTH = 80  # of a tile with a label, at least
+LABELLED_WIDTH = 80  # the least width of a tile with a label
 
 Page = Image.Image  # or a part of one
 ScaleChoice = str | Sequence[float]
@@ -80,14 +80,15 @@ class Visualize:
 
         `output_dir` is created when needed. `scale` is "channel" (each channel over its own range),
         "layer" (all channels on one scale, symmetric about zero) or the values of the scale's two
-        ends. `cmap` is a matplotlib colormap: by default gray for "channel", coolwarm where zero is
-        the middle of the scale, else viridis. `values` are words for what the numbers are, such as
-        `Simple_Model.values`; `source` is the picture's name. `figsize` is about the largest page
-        without title and caption, in inches at 150 dots: a value gets as many pixels as fit, at
-        least one, and a tile with a label gets room for it. `layer_type` and `layer_num` name a
-        layer that is drawn without a name. Raises ValueError if `scale` or `cmap` is unknown.
+        ends, such as (0, 6) after ReLU6. `cmap` is a matplotlib colormap: by default gray for
+        "channel", coolwarm where zero is the middle of the scale, else viridis. `values` are words
+        for what the numbers are, such as `Simple_Model.values`; `source` is the picture's name.
+        `figsize`, in inches at 150 dots, is about the size of the largest page: a number of the map
+        gets as many pixels as fit into its smaller side, at least one. (Title, caption and labels
+        come on top.) `layer_type` and `layer_num` are used where a layer has no name.
+
+        Raises ValueError if `scale` or `cmap` is unknown, as setting one of them later does.
         """
-        check_scale(scale)
         self.output_dir = output_dir
         self.scale = scale
         self.cmap = cmap
@@ -97,15 +98,13 @@ class Visualize:
         self.layer_num = layer_num
         self.layer_type = layer_type
 
-    @property
-    def cmap(self) -> str | None:
-        """The name of a colormap, or None for the scale's own."""
-        return self._cmap
-
-    @cmap.setter
-    def cmap(self, cmap: str | None) -> None:
-        matplotlib.colormaps.get_cmap(cmap)  # raises ValueError if the name is unknown
-        self._cmap = cmap
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse a scale or a colormap that cannot be drawn, whenever it is set."""
+        if name == "scale":
+            check_scale(value)
+        if name == "cmap":
+            matplotlib.colormaps.get_cmap(value)  # raises ValueError, but not for None
+        super().__setattr__(name, value)
 
     def show_each_feature_map(
         self,
@@ -115,19 +114,20 @@ class Visualize:
         """Draw and save many layers; return the paths of their pages, in the same order.
 
         `feature_maps` are the 26 arrays of `Simple_Model.get_feature_map`, or a mapping from names
-        to arrays of shape (1, H, W, C). `labels` is a mapping, too, or the labels of every array.
-        Raises as `proccess_each_feature_map` does.
+        to arrays of shape (1, H, W, C). `labels` maps names to the labels of their tiles; if it is
+        a sequence, all arrays get the same. Raises what `proccess_each_feature_map` raises, and
+        ValueError if a sequence does not have 26 arrays.
         """
         if not isinstance(feature_maps, Mapping):
             if len(feature_maps) != len(LAYERS):
                 raise ValueError(
-                    f"expected the {len(LAYERS)} arrays of get_feature_map, "
-                    'or a mapping such as {"conv_pw_6": array}'
+                    f"expected the {len(LAYERS)} arrays of get_feature_map, or a dict of arrays"
                 )
             feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
         if not isinstance(labels, Mapping):
             labels = dict.fromkeys(feature_maps, labels)
-        # Each page is drawn here, one after another; the threads only save.
+        # These draw nothing yet. `savers.map` takes all pages in this thread, which draws them,
+        # while its own threads only save.
         layers = (Layer(name, fmap, labels.get(name, ())) for name, fmap in feature_maps.items())
         pages = map(self._draw, layers)
         paths = [Path(self.output_dir, f"{name}.png") for name in feature_maps]
@@ -135,27 +135,26 @@ class Visualize:
             return list(savers.map(save_png, pages, paths))
 
     def proccess_each_feature_map(
-        self,
-        square: int,
-        fmap: Array,
-        name: str | None = None,
-        labels: Sequence = (),
+        self, square: int, fmap: Array, name: str | None = None, labels: Sequence = ()
     ) -> Path:
         """Draw the grid of one layer, save it as `<name>.png` and return its path.
 
         `fmap` is an array of shape (1, H, W, C). Its channel c is the tile in row c // square and
         column c % square. In the PNG, palette index 0 to 238 is a value's place on the scale;
-        greater ones are the page. Without a `name`, the layer is conv_<layer_type>_<layer_num>.
-        `labels` are C texts or numbers, for tiles that are not the channels 0, 1, 2, ...
+        greater ones are frames, text and paper. Without a `name`, the layer is called
+        conv_<layer_type>_<layer_num>. `labels` are C texts or numbers, one for each tile, in place
+        of the numbers around them: if the array holds chosen channels, for example.
 
         Raises ValueError if the shape or the name is invalid, a value is not finite, the channels
         are more than square² or not as many as the labels; OSError if the page cannot be written.
         """
         if name is None:
             name = f"conv_{self.layer_type}_{self.layer_num}"
-        layer = Layer(name, fmap, labels)
+        layer = Layer(name, fmap, labels)  # its square is the least one with room for C tiles
         if square != int(square) or square < layer.square:
-            raise ValueError(f"square={square!r}: expected a whole number from {layer.square} on")
+            raise ValueError(
+                f"square={square!r}: expected a whole number of at least {layer.square}"
+            )
         layer.square = int(square)
         return save_png(self._draw(layer), Path(self.output_dir, f"{name}.png"))
 
@@ -163,8 +162,12 @@ class Visualize:
         """Draw the page of a layer. Its `info` is what the PNG will say of it."""
         scale = make_scale(self.scale, layer)
         zoom = find_zoom(layer, self.figsize)
-        how_to_read = "" if layer.labels else "channel = row number + column number"
-        captions = [self.source, how_to_read, scale.words]
+        captions = [
+            self.source,
+            # A row's number is that of its first channel.
+            "" if layer.labels else "channel = row number + column number",
+            scale.words,
+        ]
         with style.context("default"):  # whatever the user's own style is
             blocks = [
                 draw_text(layer.name, NAME_SIZE),
@@ -172,15 +175,15 @@ class Visualize:
                 draw_grid(layer, draw_tiles(layer, scale, zoom)),
                 *map(draw_text, filter(None, captions)),
             ]
-            if scale.shared:
+            if scale.shared:  # a colourbar and its title
                 blocks += [draw_text(self.values or ""), draw_colorbar(scale)]
         page = stack(blocks)
-        page.putpalette(make_palette(self.cmap or scale.cmap))
+        page.putpalette(make_palette(self.cmap or scale.cmap))  # the bytes stay as they are
         page.info = self._describe(layer, scale, zoom)
         return page
 
     def _describe(self, layer: Layer, scale: Scale, zoom: int) -> dict:
-        """Say what a program needs to turn the page back into values."""
+        """Say what the page shows, and the values of its first and its last level."""
         ends = f"{scale.low:.9g} to {scale.high:.9g}" if scale.shared else "see Channel ranges"
         return {
             "Title": joined(layer.name, self.values, layer.facts),
@@ -200,28 +203,28 @@ class Layer:
     """A feature map (H, W, C) to draw: its name, labels if any, and facts of each channel."""
 
     def __init__(self, name: str, fmap: Array, labels: Sequence) -> None:
-        if os.path.basename(f"{name}.png") != f"{name}.png":
+        if os.path.basename(f"{name}.png") != f"{name}.png":  # such as a/b
             raise ValueError(f"{name!r} cannot be the name of a file")
         shape = np.shape(fmap)
         if len(shape) != 4 or shape[0] != 1:
             raise ValueError(f"{name}: expected an array of shape (1, H, W, C), not {shape}")
         self.name = name
-        self.fmap = np.asarray(fmap[0], np.float32)  # half the memory of float64
+        self.fmap = np.asarray(fmap[0], np.float32)  # float64 would take twice as much
         if not np.isfinite(self.fmap).all():
             raise ValueError(f"{name}: some values are NaN or infinite")
         self.height, self.width, channels = self.fmap.shape
         self.labels = [str(label) for label in labels]
         if len(self.labels) not in (0, channels):
             raise ValueError(f"{name}: expected {channels} labels, not {len(self.labels)}")
-        self.square = math.ceil(channels**0.5)  # how many tiles stand in a row
+        self.square = math.ceil(channels**0.5)  # how many tiles there are in a row
         self.lowest = self.fmap.min((0, 1))  # (C,)
         self.highest = self.fmap.max((0, 1))  # (C,)
         ranges = self.highest - self.lowest
         self.flat = ranges <= FLAT * ranges.max()  # (C,)
-        noun = "map" if self.labels else "channel"
+        noun = "map" if self.labels else "channel"  # what is labelled may be a mean of channels
         plural = "s" if channels > 1 else ""
         size = f"{channels} {noun}{plural} of {self.height}×{self.width}"
-        self.facts = joined(size, self.flat.any() and f"{self.flat.sum()} flat")
+        self.facts = joined(size, f"{self.flat.sum()} flat" if self.flat.any() else "")
 
 
 @dataclass
@@ -239,7 +242,7 @@ class Scale:
 
     def levels(self, fmap: Array) -> Array:
         """Turn values (H, W, C) into levels; what lies beyond the ends gets the level there."""
-        # The tiny number is for a flat channel, whose ends may be equal.
+        # The tiny number is for a channel whose ends are equal.
         shares = (fmap - self.low) / (self.high - self.low + 1e-30)
         return np.rint(shares.clip(0, 1) * (LEVELS - 1)).astype(np.uint8)
 
@@ -252,8 +255,7 @@ def check_scale(choice: ScaleChoice) -> None:
 
 
 def make_scale(choice: ScaleChoice, layer: Layer) -> Scale:
-    """Make the scale of a layer from what `Visualize.scale` may be."""
-    check_scale(choice)
+    """Make the scale for a layer that `Visualize.scale` asks for."""
     if not isinstance(choice, str):
         low, high = map(float, choice)
         return shared_scale(layer, low, high)
@@ -264,33 +266,39 @@ def make_scale(choice: ScaleChoice, layer: Layer) -> Scale:
         layer.lowest,
         layer.highest,
         shared=False,
-        words=joined(SCALES["channel"], layer.flat.any() and "crossed box = flat channel"),
+        words=joined(SCALES["channel"], "crossed box = flat channel" if layer.flat.any() else ""),
         cmap="gray",
     )
 
 
 def shared_scale(layer: Layer, low: float, high: float) -> Scale:
+    """Make a scale from `low` to `high` for all channels of a layer."""
     beyond = 100 * np.mean((layer.fmap < low) | (layer.fmap > high))
     return Scale(
         low,
         high,
         shared=True,
-        words=joined(SCALES["layer"], beyond and f"{beyond:.1f} % beyond its ends"),
+        words=joined(SCALES["layer"], f"{beyond:.1f} % beyond its ends" if beyond else ""),
         cmap="coolwarm" if low == -high else "viridis",
     )
 
 
 def symmetric_end(layer: Layer) -> float:
-    """Find the 99th percentile of the magnitudes; flat channels count if there are no others."""
+    """Find the 99th percentile of the magnitudes.
+
+    Flat channels are left out, unless all are flat: a large constant would take the colours from
+    the others.
+    """
     varying = layer.fmap[..., ~layer.flat]
     magnitudes = np.abs(varying if varying.size else layer.fmap)
-    return float(np.quantile(magnitudes, 0.99) or magnitudes.max() or 1)  # most values may be 0
+    # If nearly all values are 0, so is the percentile; if all are, so is the maximum.
+    return float(np.quantile(magnitudes, 0.99) or magnitudes.max() or 1)
 
 
 def find_zoom(layer: Layer, figsize: Sequence[float]) -> int:
-    """Find how many pixels wide and high a value can be.
+    """Find how many pixels wide and high a value can be, so that a row of tiles fits.
 
-    The tiles may fill a square: the page's width without margins and the numbers of the rows.
+    A grid has no more rows than columns, so the smaller side of `figsize` serves for both.
     """
     room = min(figsize) * DOTS_PER_INCH - 2 * MARGIN - ROW_NUMBERS_WIDTH
     tile = room // layer.square - FRAME_AND_GAP
@@ -308,7 +316,7 @@ def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
     tiles = tiles.repeat(zoom, axis=1).repeat(zoom, axis=2)
     framed = np.pad(tiles, ((0, 0), (1, 1), (1, 1)), constant_values=FRAME)
     above = LINE_HEIGHT if layer.labels else 0
-    # One pixel of paper below a tile, and one to the right of it, part it from the next.
+    # A line of paper below and one to the right part a tile from the next.
     return np.pad(framed, ((0, 0), (above, 1), (0, 1)), constant_values=PAPER)
 
 
@@ -318,7 +326,7 @@ def draw_grid(layer: Layer, tiles: Array) -> Page:
     spare = -channels % layer.square
     places = np.pad(tiles, ((0, spare), (0, 0), (0, 0)), constant_values=PAPER)
     rows = places.reshape(-1, layer.square, height, width).swapaxes(1, 2)
-    # Now (rows, height, columns, width): line by line of pixels.
+    # Now (rows, height, columns, width): the order of the pixels on a page.
     grid = Image.fromarray(rows.reshape(-1, layer.square * width))
     if not layer.labels:
         return with_numbers(grid, height, width)
@@ -329,18 +337,18 @@ def draw_grid(layer: Layer, tiles: Array) -> Page:
     return grid
 
 
-def with_numbers(grid: Page, height: int, width: int) -> Page:
+def with_numbers(grid: Page, tile_height: int, tile_width: int) -> Page:
     """Number the columns, and the rows by their first tile; leave out numbers that would touch."""
     block = Image.new("L", (ROW_NUMBERS_WIDTH + grid.width, LINE_HEIGHT + grid.height), PAPER)
     block.paste(grid, (ROW_NUMBERS_WIDTH, LINE_HEIGHT))
-    columns = grid.width // width
-    for column in range(0, columns, math.ceil(COLUMN_NUMBER_WIDTH / width)):
+    columns = grid.width // tile_width
+    for column in range(0, columns, math.ceil(COLUMN_NUMBER_WIDTH / tile_width)):
         number = draw_text(column)
-        left = ROW_NUMBERS_WIDTH + column * width + (width - number.width) // 2
+        left = ROW_NUMBERS_WIDTH + column * tile_width + (tile_width - number.width) // 2
         block.paste(number, (left, 0))
-    for row in range(0, grid.height // height, math.ceil(LINE_HEIGHT / height)):
+    for row in range(0, grid.height // tile_height, math.ceil(LINE_HEIGHT / tile_height)):
         number = draw_text(row * columns)
-        top = LINE_HEIGHT + row * height + (height - LINE_HEIGHT) // 2
+        top = LINE_HEIGHT + row * tile_height + (tile_height - LINE_HEIGHT) // 2
         block.paste(number, (ROW_NUMBERS_WIDTH - GAP - number.width, top))
     return block
 
@@ -369,17 +377,17 @@ def stack(blocks: Sequence[Page]) -> Page:
     return ImageOps.expand(page, MARGIN, PAPER)
 
 
-# Text takes matplotlib longer than all the rest takes together, and pages share most of theirs.
+# Drawing text takes longer than all the rest together, and most texts recur from page to page.
 @functools.lru_cache(maxsize=1024)
 def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) -> Page:
     """Draw a line in palette indices; leave out the middle of a text that is too long."""
     text = printable(text)
     if len(text) > longest:
-        half = longest // 2
+        half = (longest - 1) // 2
         text = f"{text[:half]}…{text[-half:]}"
     width = size * (len(text) + 1) / 72  # in inches; hardly any letter is wider than its size
     figure = Figure((width, 1.4 * size / 72), DOTS_PER_INCH)  # its white is PAPER
-    # To matplotlib, a number from 0 to 1 in a string is a grey.
+    # 0.3 leaves room below the line; a color such as "0.9" is a grey.
     figure.text(0, 0.3, text, size=size, color=str(INK / 255), parse_math=False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -391,8 +399,8 @@ def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) 
 def make_palette(cmap: str) -> bytes:
     """Give the RGB bytes of a colormap's levels and of the greys."""
     colormap = matplotlib.colormaps.get_cmap(cmap).resampled(LEVELS)
-    levels = colormap(range(LEVELS))[:, :3]  # without alpha, from 0 to 1
-    greys = np.linspace([0, 0, 0], 1, GREYS)
+    levels = colormap(range(LEVELS))[:, :3]  # (239, 3), without alpha, from 0 to 1
+    greys = np.linspace([0, 0, 0], 1, GREYS)  # (17, 3)
     colors = np.vstack([levels, greys])
     return np.rint(255 * colors).astype(np.uint8).tobytes()
 
@@ -403,20 +411,22 @@ def printable(text: object) -> str:
 
 
 def joined(*parts: object) -> str:
-    """Put parts that are not empty beside each other, with dots between them."""
+    """Join the parts that are not empty, with dots between them."""
     return " · ".join(str(part) for part in parts if part)
 
 
 def save_png(picture: Page, path: Path) -> Path:
-    """Write a picture and its `info` beside its place, and move it there when it is whole."""
+    """Save a picture and its `info`; until the file is whole, `path` stays as it was."""
     metadata = PngInfo()
     for key, value in picture.info.items():
         if value:
-            text = str(value).encode(errors="replace").decode()  # a file name may not be valid
+            # The name of a file may have characters that UTF-8 does not know.
+            text = str(value).encode(errors="replace").decode()
             metadata.add_text(key, text)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".") as beside:
+        # In a folder, because a temporary file would be readable by its owner only.
+        with TemporaryDirectory(dir=path.parent) as beside:
             unfinished = Path(beside, path.name)
             picture.save(unfinished, pnginfo=metadata, compress_level=1)
             unfinished.replace(path)
@@ -426,16 +436,16 @@ def save_png(picture: Page, path: Path) -> Path:
 
 
 EPILOG = """\
-A layer's scale goes from 0 to 6 after ReLU6; else it is symmetric about zero, and ends at the 99th
-percentile of the magnitudes. Its colormap is coolwarm, or viridis after ReLU6.
+With --scale layer, the scale goes from 0 to 6 after ReLU6. Elsewhere it is symmetric about zero,
+and ends at the 99th percentile of the magnitudes. The colormap is coolwarm, or viridis after ReLU6.
 
 example:      python Visualize.py --image_path cat.jpg dog.jpg --after relu --scale layer
-exit status:  0 all drawn, 2 wrong input, 1 anything else (such as no connection), 130 Ctrl-C
+exit status:  0 all drawn, 2 wrong picture or option, 1 anything else (no connection), 130 Ctrl-C
 """
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser that tells a mistake and what to type in one line."""
+    """An ArgumentParser that answers a mistake with one line that says what to type."""
 
     def error(self, message: str) -> None:
         print_error(f"{message}; type: python Visualize.py --image_path PICTURE")
@@ -448,16 +458,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    # The help of four options, which is too long for their lines.
     pictures = "one or more pictures, or patterns such as cats/*.jpg; several get a folder each"
+    after = "take the values after each convolution (default), its batch normalisation or its ReLU6"
+    scale = "draw each channel over its own range (default), or a layer's channels on one scale"
+    weights = "imagenet (default), none (untrained), or a file for this network without its head"
+    add = parser.add_argument
     add("--image_path", nargs="+", action="extend", required=True, metavar="PICTURE", help=pictures)
     add("--output_dir", default="Images", metavar="FOLDER", help="where the pages go (Images)")
-    after = "take the values after each convolution (default), its batch normalisation or its ReLU6"
     add("--after", choices=VALUES, default="conv", help=after)
-    scale = "draw each channel over its own range (default), or a layer's channels on one scale"
     add("--scale", choices=SCALES, default="channel", help=scale)
     add("--cmap", help="a matplotlib colormap (gray, or see below)")
-    weights = "imagenet (default), none (untrained), or a file for this network without its head"
     add("--weights", default="imagenet", help=weights)
     add("--quiet", action="store_true", help="print only errors")
     return parser.parse_args(argv)
@@ -474,16 +485,17 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 drawn = draw_pictures(folders, args)
             finally:
-                print_progress("")
+                print_progress("")  # removes the last one
     except KeyboardInterrupt:
         return 130
     except (ImportError, OSError, ValueError) as error:
+        # Without the weights to download, the command can still draw an untrained network.
         hint = ", or use --weights none" if isinstance(error, ConnectionError) else ""
         print_error(f"{error}{hint}")
-        return 2 if isinstance(error, ValueError) else 1
+        return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
     if drawn and not args.quiet:
         print_result(
-            f"{drawn} of {len(folders)} pictures drawn: 26 grids and {INPUT_NAME}.png each"
+            f"{drawn} of {len(folders)} pictures drawn: 26 pages and {INPUT_NAME}.png each"
         )
     return 0 if drawn == len(folders) else 2
 
@@ -493,7 +505,10 @@ def print_error(error: object) -> None:
 
 
 def print_progress(line: str) -> None:
-    """Print a line to stderr, where `main` sends stdout. A terminal shows the last one only."""
+    """Print a line to stdout, which `main` sends to stderr.
+
+    In a terminal, it takes the place of the line before; an empty one only removes that.
+    """
     if sys.stdout.isatty():
         print(f"\r\x1b[K{line}", end="", flush=True)
     elif line:
@@ -501,21 +516,25 @@ def print_progress(line: str) -> None:
 
 
 def print_result(line: str) -> None:
-    """Print the last line of a good run, which must not fail because nobody can read it."""
+    """Print the last line. If nobody can read it, the run has gone well all the same."""
     try:
         print(line, flush=True)
-    except OSError:  # full, or a pipe that nobody reads
+    except OSError:  # the disk is full, or nobody reads the pipe
         with contextlib.suppress(OSError):
             sys.stdout.close()  # or Python would try again when it exits
 
 
 def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[str, Path]:
-    """Choose where the pages of each picture go: several get folders that mirror their own."""
+    """Choose the folder for the pages of each picture.
+
+    One picture gets `output_dir` itself. Several get folders in it, arranged as the pictures are:
+    cats/1.jpg and dogs/1.jpg get `output_dir`/cats/1 and `output_dir`/dogs/1.
+    """
     stems = {}
     for pattern in patterns:
-        # A shell may leave *.jpg as it is. What fits nothing is taken for a path.
-        found = [] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-        for picture in found or [pattern]:
+        # Some shells leave *.jpg to the program. What matches nothing is taken for a path.
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        for picture in matches or [pattern]:
             stems[picture] = Path(os.path.abspath(picture)).with_suffix("")
     if len(stems) == 1:
         return dict.fromkeys(stems, output_dir)
@@ -530,7 +549,10 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[str, Path]:
 
 
 def refuse_overwriting(folders: Mapping[str, Path]) -> None:
-    """Protect the pictures, and a `network_input.png` that this tool has not written."""
+    """Raise ValueError if what is drawn would replace one of the pictures, or a file of others.
+
+    Nobody else has files such as conv_dw_1.png, but they may have a `network_input.png`.
+    """
     pictures = {os.path.realpath(picture) for picture in folders}
     for folder in folders.values():
         for name in (*LAYERS, INPUT_NAME):
@@ -541,7 +563,7 @@ def refuse_overwriting(folders: Mapping[str, Path]) -> None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Say whether there is a picture that no run of this tool has written."""
+    """Say whether the picture there, if any, was made by others than this tool."""
     if not path.exists():
         return False
     with Image.open(path) as picture:
@@ -578,7 +600,7 @@ def draw_pictures(folders: Mapping[str, Path], args: argparse.Namespace) -> int:
 
 
 def load_tensorflow() -> None:
-    """Load TensorFlow; show what its native code logs on stderr only if that fails."""
+    """Load TensorFlow; show what its native code logs on stderr only if loading fails."""
     stderr = os.dup(2)
     with TemporaryFile() as messages:
         os.dup2(messages.fileno(), 2)
@@ -598,12 +620,11 @@ def load_tensorflow() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # what libraries have to say to programmers
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
-    # TensorFlow makes a million objects that stay. Python need not search them again and again,
-    # nor when it exits.
-    gc.set_threshold(10_000)
+    # TensorFlow makes a million objects that stay.
+    gc.set_threshold(10_000)  # so Python need not search them so often,
     status = main()
-    gc.freeze()
+    gc.freeze()  # nor once more when it exits
     sys.exit(status)

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, SAMPLE, described
 from PIL import Image
 
-from Model import LAYERS, WEIGHTS_FILE, WEIGHTS_URL, read_picture
+from Model import LAYERS, WEIGHTS, WEIGHTS_URL, read_picture
 from Visualize import main
 
 FILES = {f"{name}.png" for name in (*LAYERS, "network_input")}
@@ -46,7 +46,7 @@ def refused(folder, *arguments):
 
 def test_the_main_job(tmp_path, pretrained):
     done = visualize(tmp_path, "--image_path", SAMPLE)
-    assert done.stdout == "1 of 1 pictures drawn: 26 grids and network_input.png each\n"
+    assert done.stdout == "1 of 1 pictures drawn: 26 pages and network_input.png each\n"
     drawing = f"Drawing {str(SAMPLE)!r} (1 of 1) into 'Images' ...\n"
     assert done.stderr == f"Loading MobileNet ...\n{drawing}"
     assert done.returncode == 0
@@ -209,7 +209,7 @@ def test_weights_out_of_reach(tmp_path):
 
 
 def test_keras_own_weights_that_cannot_be_loaded(tmp_path):
-    path = tmp_path / "models" / WEIGHTS_FILE
+    path = tmp_path / "models" / WEIGHTS
     path.parent.mkdir()
     path.write_text("half a download")
     environment = {"KERAS_HOME": str(tmp_path)}

@@ -108,7 +108,7 @@ def test_weights_that_do_not_fit(tmp_path):
     whole.save_weights(tmp_path / "other.weights.h5")
     (tmp_path / "text.h5").write_text("no weights")
     for name in ("whole.h5", "other.weights.h5", "text.h5"):
-        with pytest.raises(ValueError, match="save only that part") as caught:
+        with pytest.raises(ValueError, match="save_weights of only this part") as caught:
             Simple_Model(tmp_path / name)
         message = str(caught.value).replace(str(tmp_path), "")
         assert message.startswith(f"cannot load weights '/{name}' (")

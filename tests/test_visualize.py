@@ -277,7 +277,7 @@ def test_what_cannot_be_drawn(tmp_path):
         with pytest.raises(ValueError, match="x: expected an array of shape"):
             grids.proccess_each_feature_map(3, np.zeros(shape), "x")
     for square in (3, 4.5, -4):
-        with pytest.raises(ValueError, match=r"expected a whole number from 4 on"):
+        with pytest.raises(ValueError, match="expected a whole number of at least 4"):
             grids.proccess_each_feature_map(square, fmap)
     with pytest.raises(ValueError, match="x: some values are NaN or infinite"):
         grids.proccess_each_feature_map(4, fmap * np.inf, "x")
