@@ -27,7 +27,7 @@ WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/mob
 # Where in a layer its values can be taken, and what to call them.
 VALUES = {"conv": "convolution output", "bn": "batch-normalised", "relu": "activation after ReLU6"}
 
-# Compiling pays for itself after about five pictures, so the first three go without.
+# Compiling takes as long as it saves in about five pictures. With up to three, nobody waits for it.
 CALLS_BEFORE_COMPILING = 3
 
 # How a camera's picture must be turned, by the orientation in its EXIF block. (Pillow's own
@@ -57,8 +57,8 @@ class Simple_Model:
         layer's convolution ("conv"), its batch normalisation ("bn") or its ReLU6 ("relu"). The
         attribute `values` says in words what they are.
 
-        Raises OSError if the weights cannot be found, downloaded or read, and ValueError if a file
-        of your own does not fit this network or `after` is unknown.
+        Raises OSError if the weights cannot be found or downloaded, and ValueError if a file of
+        your own cannot be loaded into this network or `after` is unknown.
         """
         if after not in VALUES:
             raise ValueError(f"after={after!r}: choose {', '.join(VALUES)}")
@@ -78,7 +78,7 @@ class Simple_Model:
         import keras  # here, because it takes seconds, and importing this module should not
 
         with default_settings(keras.config):
-            # Without its dtype, an Input would follow yet another setting.
+            # Without its dtype, an Input would follow yet another setting, floatx.
             picture = keras.Input((*INPUT_SIZE, 3), dtype="float32")
             network = keras.applications.MobileNet(
                 input_tensor=picture, include_top=False, weights=None
@@ -167,36 +167,35 @@ def read_picture(img_path: Picture) -> Image.Image:
     A colour profile is ignored. Raises OSError or ValueError if the picture cannot be read.
     """
     with open_picture(img_path) as image:
-        image.load()  # a damaged file fails; a TIFF is turned, and loses its orientation
+        image.load()  # first of all: Pillow turns a TIFF here, and forgets its orientation
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         upright = image if turn is None else image.transpose(turn)
-        if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
+        if upright.mode.startswith(("I", "F")):  # grey of more than 8 bits
             upright = to_8_bits(upright, header=image)  # a turned copy has no tags and no format
-        elif image.has_transparency_data:
+        elif upright.has_transparency_data:
             white = Image.new("RGBA", upright.size, "white")
             upright = Image.alpha_composite(white, upright.convert("RGBA"))
         if upright.mode != "RGB":  # converting would copy a large picture for nothing
             upright = upright.convert("RGB")
         seen = upright.resize(INPUT_SIZE, Image.Resampling.BICUBIC)
-        seen.info.clear()  # if it is saved with a profile, its colours are not those seen here
+        seen.info.clear()  # its colour profile was ignored, and must not come back when it is saved
         return seen
 
 
 def to_8_bits(grey: Image.Image, header: Image.Image) -> Image.Image:
     """Turn deep grey into 0 for black to 255 for white; NaN is black.
 
-    Up to 16 bits, white is the largest number: 65535, or as a TIFF header says. In deeper pictures,
-    black and white are the lowest and the highest value. The header may also say that 0 is white.
+    `header` has the format and the TIFF tags of the file, if any.
     """
-    values = np.asarray(grey, np.float64)
+    numbers = np.asarray(grey, np.float64)
     tags = getattr(header, "tag_v2", {})
-    # Pillow reads a 16-bit PPM file in mode I, the one for 32 bits.
+    # Up to 16 bits, white is the largest number. (Pillow reads PPM files of 16 bits in mode I.)
     if header.mode.startswith("I;16") or (header.mode, header.format) == ("I", "PPM"):
         bits = tags.get(ExifTags.Base.BitsPerSample, [16])[0]
         ends = [0, 2**bits - 1]
-    else:
-        ends = [np.nanmin(values), np.nanmax(values)]
-    shares = (values - ends[0]) / (np.ptp(ends) or 1)
+    else:  # deeper grey has no such number, so its own range is used
+        ends = [np.nanmin(numbers), np.nanmax(numbers)]
+    shares = (numbers - ends[0]) / (np.ptp(ends) or 1)
     if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # zero is white
         shares = 1 - shares
     return Image.fromarray(np.rint(255 * np.nan_to_num(shares)).astype(np.uint8))

@@ -33,9 +33,9 @@ SCALES = {"channel": "each tile over its own range", "layer": "all tiles on one 
 FLAT = 1e-6  # a channel is flat if its range is at most this part of the layer's widest range
 
 # A page is an array of palette indices: 0 to 238 are the levels of the colormap, 239 to 255 are
-# greys from black to white. matplotlib draws text in these numbers, too: in grey 239 on 255, which
-# by itself is nearly white on white, but with the palette it is black on white.
-LEVELS = 239  # an odd number, so that zero can have a level of its own
+# greys from black to white. Text comes from matplotlib as bytes, grey 239 on white 255 with smooth
+# edges between. They are used as indices, too: in the palette, 239 is black.
+LEVELS = 239  # an odd number, so that the middle of a symmetric scale is a level: zero
 GREYS = 17
 INK = LEVELS  # black
 CROSS = LEVELS + 6  # dark grey
@@ -47,7 +47,7 @@ PAPER = LEVELS + GREYS - 1  # white
 DOTS_PER_INCH = 150
 NAME_SIZE = 18
 TEXT_SIZE = 11
-LINE_HEIGHT = 32  # of text: 1.4 × TEXT_SIZE / 72 inches, see draw_text
+LINE_HEIGHT = 32  # at TEXT_SIZE
 LETTER_WIDTH = 14  # of most letters
 LONGEST_LINE = 80  # letters
 MARGIN = 17
@@ -83,9 +83,9 @@ class Visualize:
         ends, such as (0, 6) after ReLU6. `cmap` is a matplotlib colormap: by default gray for
         "channel", coolwarm where zero is the middle of the scale, else viridis. `values` are words
         for what the numbers are, such as `Simple_Model.values`; `source` is the picture's name.
-        `figsize`, in inches at 150 dots, is about the size of the largest page: a number of the map
-        gets as many pixels as fit into its smaller side, at least one. (Title, caption and labels
-        come on top.) `layer_type` and `layer_num` are used where a layer has no name.
+        A number of a map becomes a square of n×n pixels, where n is as large as the smaller side of
+        `figsize` (inches, at 150 dots) allows for a row of tiles, but at least 1. `layer_type` and
+        `layer_num` are used where a layer has no name.
 
         Raises ValueError if `scale` or `cmap` is unknown, as setting one of them later does.
         """
@@ -126,13 +126,12 @@ class Visualize:
             feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
         if not isinstance(labels, Mapping):
             labels = dict.fromkeys(feature_maps, labels)
-        # These draw nothing yet. `savers.map` takes all pages in this thread, which draws them,
-        # while its own threads only save.
-        layers = (Layer(name, fmap, labels.get(name, ())) for name, fmap in feature_maps.items())
-        pages = map(self._draw, layers)
-        paths = [Path(self.output_dir, f"{name}.png") for name in feature_maps]
-        with ThreadPoolExecutor(os.cpu_count()) as savers:
-            return list(savers.map(save_png, pages, paths))
+        saved = []
+        with ThreadPoolExecutor(os.cpu_count()) as savers:  # they save while this thread draws
+            for name, fmap in feature_maps.items():
+                page = self._draw(Layer(name, fmap, labels.get(name, ())))
+                saved.append(savers.submit(save_png, page, self.output_dir, name))
+        return [job.result() for job in saved]
 
     def proccess_each_feature_map(
         self, square: int, fmap: Array, name: str | None = None, labels: Sequence = ()
@@ -156,7 +155,7 @@ class Visualize:
                 f"square={square!r}: expected a whole number of at least {layer.square}"
             )
         layer.square = int(square)
-        return save_png(self._draw(layer), Path(self.output_dir, f"{name}.png"))
+        return save_png(self._draw(layer), self.output_dir, name)
 
     def _draw(self, layer: Layer) -> Page:
         """Draw the page of a layer. Its `info` is what the PNG will say of it."""
@@ -183,7 +182,7 @@ class Visualize:
         return page
 
     def _describe(self, layer: Layer, scale: Scale, zoom: int) -> dict:
-        """Say what the page shows, and the values of its first and its last level."""
+        """Say what the page shows, and which values the ends of its scale stand for."""
         ends = f"{scale.low:.9g} to {scale.high:.9g}" if scale.shared else "see Channel ranges"
         return {
             "Title": joined(layer.name, self.values, layer.facts),
@@ -221,7 +220,7 @@ class Layer:
         self.highest = self.fmap.max((0, 1))  # (C,)
         ranges = self.highest - self.lowest
         self.flat = ranges <= FLAT * ranges.max()  # (C,)
-        noun = "map" if self.labels else "channel"  # what is labelled may be a mean of channels
+        noun = "map" if self.labels else "channel"  # with labels, it may be a mean, or a kernel
         plural = "s" if channels > 1 else ""
         size = f"{channels} {noun}{plural} of {self.height}×{self.width}"
         self.facts = joined(size, f"{self.flat.sum()} flat" if self.flat.any() else "")
@@ -257,8 +256,7 @@ def check_scale(choice: ScaleChoice) -> None:
 def make_scale(choice: ScaleChoice, layer: Layer) -> Scale:
     """Make the scale for a layer that `Visualize.scale` asks for."""
     if not isinstance(choice, str):
-        low, high = map(float, choice)
-        return shared_scale(layer, low, high)
+        return shared_scale(layer, *map(float, choice))
     if choice == "layer":
         end = symmetric_end(layer)
         return shared_scale(layer, -end, end)
@@ -286,8 +284,8 @@ def shared_scale(layer: Layer, low: float, high: float) -> Scale:
 def symmetric_end(layer: Layer) -> float:
     """Find the 99th percentile of the magnitudes.
 
-    Flat channels are left out, unless all are flat: a large constant would take the colours from
-    the others.
+    Flat channels are left out, unless all are flat: a large constant would widen the scale until
+    the others look alike.
     """
     varying = layer.fmap[..., ~layer.flat]
     magnitudes = np.abs(varying if varying.size else layer.fmap)
@@ -302,9 +300,8 @@ def find_zoom(layer: Layer, figsize: Sequence[float]) -> int:
     """
     room = min(figsize) * DOTS_PER_INCH - 2 * MARGIN - ROW_NUMBERS_WIDTH
     tile = room // layer.square - FRAME_AND_GAP
-    zoom = int(tile // max(layer.height, layer.width))
     least = math.ceil(LABELLED_WIDTH / layer.width) if layer.labels else 1
-    return max(least, zoom)
+    return max(least, int(tile // max(layer.height, layer.width)))
 
 
 def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
@@ -316,7 +313,7 @@ def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
     tiles = tiles.repeat(zoom, axis=1).repeat(zoom, axis=2)
     framed = np.pad(tiles, ((0, 0), (1, 1), (1, 1)), constant_values=FRAME)
     above = LINE_HEIGHT if layer.labels else 0
-    # A line of paper below and one to the right part a tile from the next.
+    # A line of paper below a tile, and one to its right, separate it from the next.
     return np.pad(framed, ((0, 0), (above, 1), (0, 1)), constant_values=PAPER)
 
 
@@ -325,9 +322,9 @@ def draw_grid(layer: Layer, tiles: Array) -> Page:
     channels, height, width = tiles.shape
     spare = -channels % layer.square
     places = np.pad(tiles, ((0, spare), (0, 0), (0, 0)), constant_values=PAPER)
-    rows = places.reshape(-1, layer.square, height, width).swapaxes(1, 2)
-    # Now (rows, height, columns, width): the order of the pixels on a page.
-    grid = Image.fromarray(rows.reshape(-1, layer.square * width))
+    rows = places.reshape(-1, layer.square, height, width)
+    lines = rows.swapaxes(1, 2)  # (rows, height, columns, width), the order of pixels on a page
+    grid = Image.fromarray(lines.reshape(-1, layer.square * width))
     if not layer.labels:
         return with_numbers(grid, height, width)
     for place, label in enumerate(layer.labels):
@@ -386,14 +383,15 @@ def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) 
         half = (longest - 1) // 2
         text = f"{text[:half]}…{text[-half:]}"
     width = size * (len(text) + 1) / 72  # in inches; hardly any letter is wider than its size
-    figure = Figure((width, 1.4 * size / 72), DOTS_PER_INCH)  # its white is PAPER
-    # 0.3 leaves room below the line; a color such as "0.9" is a grey.
+    height = LINE_HEIGHT / DOTS_PER_INCH * size / TEXT_SIZE
+    figure = Figure((width, height), DOTS_PER_INCH)  # its white is PAPER
+    # A share of 255 is a grey, so this is INK; 0.3 of the height is for letters such as p and g.
     figure.text(0, 0.3, text, size=size, color=str(INK / 255), parse_math=False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    red = np.asarray(canvas.buffer_rgba())[:, :, 0]  # grey: red, green and blue are equal
-    inked = np.flatnonzero(red.min(axis=0) < PAPER)
-    return Image.fromarray(red[:, : inked.max(initial=0) + 1])
+    indices = np.asarray(canvas.buffer_rgba())[:, :, 0]  # red; green and blue are the same
+    inked = np.flatnonzero(indices.min(axis=0) < PAPER)
+    return Image.fromarray(indices[:, : inked.max(initial=0) + 1])
 
 
 def make_palette(cmap: str) -> bytes:
@@ -401,8 +399,7 @@ def make_palette(cmap: str) -> bytes:
     colormap = matplotlib.colormaps.get_cmap(cmap).resampled(LEVELS)
     levels = colormap(range(LEVELS))[:, :3]  # (239, 3), without alpha, from 0 to 1
     greys = np.linspace([0, 0, 0], 1, GREYS)  # (17, 3)
-    colors = np.vstack([levels, greys])
-    return np.rint(255 * colors).astype(np.uint8).tobytes()
+    return np.rint(255 * np.vstack([levels, greys])).astype(np.uint8).tobytes()
 
 
 def printable(text: object) -> str:
@@ -415,17 +412,17 @@ def joined(*parts: object) -> str:
     return " · ".join(str(part) for part in parts if part)
 
 
-def save_png(picture: Page, path: Path) -> Path:
-    """Save a picture and its `info`; until the file is whole, `path` stays as it was."""
+def save_png(picture: Page, folder: str | Path, name: str) -> Path:
+    """Save a picture and its `info`; until the file is whole, an older one stays as it was."""
+    path = Path(folder, f"{name}.png")
     metadata = PngInfo()
     for key, value in picture.info.items():
         if value:
             # The name of a file may have characters that UTF-8 does not know.
-            text = str(value).encode(errors="replace").decode()
-            metadata.add_text(key, text)
+            metadata.add_text(key, str(value).encode(errors="replace").decode())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder, because a temporary file would be readable by its owner only.
+        # In a folder of its own, because a temporary file could be read by its owner only.
         with TemporaryDirectory(dir=path.parent) as beside:
             unfinished = Path(beside, path.name)
             picture.save(unfinished, pnginfo=metadata, compress_level=1)
@@ -549,23 +546,21 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[str, Path]:
 
 
 def refuse_overwriting(folders: Mapping[str, Path]) -> None:
-    """Raise ValueError if what is drawn would replace one of the pictures, or a file of others.
+    """Raise ValueError if one of the pictures, or somebody's `network_input.png`, would be lost.
 
-    Nobody else has files such as conv_dw_1.png, but they may have a `network_input.png`.
+    Pages replace others of their names without asking: who else has a conv_dw_1.png?
     """
     pictures = {os.path.realpath(picture) for picture in folders}
     for folder in folders.values():
         for name in (*LAYERS, INPUT_NAME):
             path = folder / f"{name}.png"
-            foreign = name == INPUT_NAME and is_foreign(path)
+            foreign = name == INPUT_NAME and path.exists() and is_foreign(path)
             if foreign or os.path.realpath(path) in pictures:
                 raise ValueError(f"{str(path)!r} would be lost: choose another --output_dir")
 
 
 def is_foreign(path: Path) -> bool:
-    """Say whether the picture there, if any, was made by others than this tool."""
-    if not path.exists():
-        return False
+    """Say whether a picture was made by others than this tool."""
     with Image.open(path) as picture:
         return picture.info.get("Title") != INPUT_NAME
 
@@ -587,20 +582,21 @@ def draw_pictures(folders: Mapping[str, Path], args: argparse.Namespace) -> int:
         grids.output_dir = folder
         grids.source = os.path.basename(path)
         picture.info = {"Title": INPUT_NAME, "Source": grids.source}
-        save_png(picture, folder / f"{INPUT_NAME}.png")
+        save_png(picture, folder, INPUT_NAME)
         if model is None:  # not before, because it takes seconds
             print_progress("Loading MobileNet ...")
             load_tensorflow()
             model = Simple_Model(None if args.weights == "none" else args.weights, args.after)
             grids.values = model.values
         print_progress(f"Drawing {path!r} ({number} of {len(folders)}) into {str(folder)!r} ...")
+        # The model reads the picture once more, which changes nothing.
         grids.show_each_feature_map(model.get_feature_map(picture))
         drawn += 1
     return drawn
 
 
 def load_tensorflow() -> None:
-    """Load TensorFlow; show what its native code logs on stderr only if loading fails."""
+    """Load TensorFlow; hide what its native code logs on stderr, unless loading fails."""
     stderr = os.dup(2)
     with TemporaryFile() as messages:
         os.dup2(messages.fileno(), 2)
@@ -623,8 +619,9 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")  # what libraries have to say to programmers
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
-    # TensorFlow makes a million objects that stay.
-    gc.set_threshold(10_000)  # so Python need not search them so often,
+    # TensorFlow makes a million objects that stay. Python's garbage collection would look at all of
+    # them every so often, and when it exits: rarely and never are enough.
+    gc.set_threshold(10_000)
     status = main()
-    gc.freeze()  # nor once more when it exits
+    gc.freeze()
     sys.exit(status)
