@@ -27,7 +27,8 @@ WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/mob
 # Where in a layer its values can be taken, and what to call them.
 VALUES = {"conv": "convolution output", "bn": "batch-normalised", "relu": "activation after ReLU6"}
 
-# Compiling takes as long as it saves in about five pictures. With up to three, nobody waits for it.
+# Compiling takes as long as it saves in about five pictures. A short job does better without, and a
+# long one loses little by starting late. Three is a guess at where a short job ends.
 CALLS_BEFORE_COMPILING = 3
 
 # How a camera's picture must be turned, by the orientation in its EXIF block. (Pillow's own
@@ -167,7 +168,7 @@ def read_picture(img_path: Picture) -> Image.Image:
     A colour profile is ignored. Raises OSError or ValueError if the picture cannot be read.
     """
     with open_picture(img_path) as image:
-        image.load()  # first of all: Pillow turns a TIFF here, and forgets its orientation
+        image.load()  # first of all: Pillow itself turns a TIFF here, and drops its tag
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         upright = image if turn is None else image.transpose(turn)
         if upright.mode.startswith(("I", "F")):  # grey of more than 8 bits
@@ -189,7 +190,8 @@ def to_8_bits(grey: Image.Image, header: Image.Image) -> Image.Image:
     """
     numbers = np.asarray(grey, np.float64)
     tags = getattr(header, "tag_v2", {})
-    # Up to 16 bits, white is the largest number. (Pillow reads PPM files of 16 bits in mode I.)
+    # Up to 16 bits, white is the largest number that they can hold.
+    # (Pillow reads a PPM file of 16 bits in mode I, as if it had 32.)
     if header.mode.startswith("I;16") or (header.mode, header.format) == ("I", "PPM"):
         bits = tags.get(ExifTags.Base.BitsPerSample, [16])[0]
         ends = [0, 2**bits - 1]

@@ -32,9 +32,9 @@ from Model import LAYERS, VALUES, Simple_Model, read_picture
 SCALES = {"channel": "each tile over its own range", "layer": "all tiles on one scale"}
 FLAT = 1e-6  # a channel is flat if its range is at most this part of the layer's widest range
 
-# A page is an array of palette indices: 0 to 238 are the levels of the colormap, 239 to 255 are
-# greys from black to white. Text comes from matplotlib as bytes, grey 239 on white 255 with smooth
-# edges between. They are used as indices, too: in the palette, 239 is black.
+# A page is an image of palette indices: 0 to 238 are the levels of the colormap, 239 to 255 are
+# greys from black to white. In draw_text, matplotlib draws in the light greys 239 to 255, and these
+# bytes are taken for indices, where they mean black to white.
 LEVELS = 239  # an odd number, so that the middle of a symmetric scale is a level: zero
 GREYS = 17
 INK = LEVELS  # black
@@ -53,13 +53,13 @@ LONGEST_LINE = 80  # letters
 MARGIN = 17
 ROW_NUMBERS_WIDTH = 72  # left of the tiles
 COLUMN_NUMBER_WIDTH = 54  # room for three digits above a column
-GAP = 10  # between a row's number and its tiles
-FRAME_AND_GAP = 3  # what draw_tiles puts between two tiles: frame, paper and frame
-LABELLED_WIDTH = 80  # the least width of a tile with a label
+NUMBER_GAP = 10  # between a row's number and its tiles
+TILE_GAP = 3  # what draw_tiles puts between two tiles: frame, paper and frame
+LABELLED_WIDTH = 80  # of a tile with a label, at least: it has room for five letters
 
 Page = Image.Image  # or a part of one
 ScaleChoice = str | Sequence[float]
-INPUT_NAME = "network_input"
+INPUT_NAME = "network_input"  # of the file that shows the picture as the network sees it
 
 
 class Visualize:
@@ -83,9 +83,9 @@ class Visualize:
         ends, such as (0, 6) after ReLU6. `cmap` is a matplotlib colormap: by default gray for
         "channel", coolwarm where zero is the middle of the scale, else viridis. `values` are words
         for what the numbers are, such as `Simple_Model.values`; `source` is the picture's name.
-        A number of a map becomes a square of n×n pixels, where n is as large as the smaller side of
-        `figsize` (inches, at 150 dots) allows for a row of tiles, but at least 1. `layer_type` and
-        `layer_num` are used where a layer has no name.
+        The smaller side of `figsize` (inches, at 150 dots) limits the width of a grid: each value
+        becomes a square of as many pixels as fit, but of at least one, and a tile with a label at
+        least 80 pixels wide. `layer_type` and `layer_num` are used where a layer has no name.
 
         Raises ValueError if `scale` or `cmap` is unknown, as setting one of them later does.
         """
@@ -106,10 +106,9 @@ class Visualize:
             matplotlib.colormaps.get_cmap(value)  # raises ValueError, but not for None
         super().__setattr__(name, value)
 
+    @style.context("default")  # whatever the user's own style is
     def show_each_feature_map(
-        self,
-        feature_maps: Sequence[Array] | Mapping[str, Array],
-        labels: Sequence | Mapping = (),
+        self, feature_maps: Sequence[Array] | Mapping[str, Array], labels: Sequence | Mapping = ()
     ) -> list[Path]:
         """Draw and save many layers; return the paths of their pages, in the same order.
 
@@ -133,6 +132,7 @@ class Visualize:
                 saved.append(savers.submit(save_png, page, self.output_dir, name))
         return [job.result() for job in saved]
 
+    @style.context("default")
     def proccess_each_feature_map(
         self, square: int, fmap: Array, name: str | None = None, labels: Sequence = ()
     ) -> Path:
@@ -142,7 +142,7 @@ class Visualize:
         column c % square. In the PNG, palette index 0 to 238 is a value's place on the scale;
         greater ones are frames, text and paper. Without a `name`, the layer is called
         conv_<layer_type>_<layer_num>. `labels` are C texts or numbers, one for each tile, in place
-        of the numbers around them: if the array holds chosen channels, for example.
+        of the numbers around them, such as the numbers of chosen channels.
 
         Raises ValueError if the shape or the name is invalid, a value is not finite, the channels
         are more than square² or not as many as the labels; OSError if the page cannot be written.
@@ -167,17 +167,16 @@ class Visualize:
             "" if layer.labels else "channel = row number + column number",
             scale.words,
         ]
-        with style.context("default"):  # whatever the user's own style is
-            blocks = [
-                draw_text(layer.name, NAME_SIZE),
-                draw_text(joined(self.values, layer.facts)),
-                draw_grid(layer, draw_tiles(layer, scale, zoom)),
-                *map(draw_text, filter(None, captions)),
-            ]
-            if scale.shared:  # a colourbar and its title
-                blocks += [draw_text(self.values or ""), draw_colorbar(scale)]
+        blocks = [
+            draw_text(layer.name, NAME_SIZE),
+            draw_text(joined(self.values, layer.facts)),
+            draw_grid(layer, draw_tiles(layer, scale, zoom)),
+            *map(draw_text, filter(None, captions)),
+        ]
+        if scale.shared:  # a colourbar and its title
+            blocks += [draw_text(self.values or ""), draw_colorbar(scale)]
         page = stack(blocks)
-        page.putpalette(make_palette(self.cmap or scale.cmap))  # the bytes stay as they are
+        page.putpalette(make_palette(self.cmap or scale.cmap))  # the bytes stay, the mode becomes P
         page.info = self._describe(layer, scale, zoom)
         return page
 
@@ -220,7 +219,7 @@ class Layer:
         self.highest = self.fmap.max((0, 1))  # (C,)
         ranges = self.highest - self.lowest
         self.flat = ranges <= FLAT * ranges.max()  # (C,)
-        noun = "map" if self.labels else "channel"  # with labels, it may be a mean, or a kernel
+        noun = "map" if self.labels else "channel"  # a caller may label things of all kinds
         plural = "s" if channels > 1 else ""
         size = f"{channels} {noun}{plural} of {self.height}×{self.width}"
         self.facts = joined(size, f"{self.flat.sum()} flat" if self.flat.any() else "")
@@ -254,7 +253,7 @@ def check_scale(choice: ScaleChoice) -> None:
 
 
 def make_scale(choice: ScaleChoice, layer: Layer) -> Scale:
-    """Make the scale for a layer that `Visualize.scale` asks for."""
+    """Make the scale that `Visualize.scale` asks for, from the values of a layer."""
     if not isinstance(choice, str):
         return shared_scale(layer, *map(float, choice))
     if choice == "layer":
@@ -271,12 +270,12 @@ def make_scale(choice: ScaleChoice, layer: Layer) -> Scale:
 
 def shared_scale(layer: Layer, low: float, high: float) -> Scale:
     """Make a scale from `low` to `high` for all channels of a layer."""
-    beyond = 100 * np.mean((layer.fmap < low) | (layer.fmap > high))
+    beyond = np.mean((layer.fmap < low) | (layer.fmap > high))
     return Scale(
         low,
         high,
         shared=True,
-        words=joined(SCALES["layer"], f"{beyond:.1f} % beyond its ends" if beyond else ""),
+        words=joined(SCALES["layer"], f"{beyond:.2%} beyond its ends" if beyond else ""),
         cmap="coolwarm" if low == -high else "viridis",
     )
 
@@ -294,12 +293,13 @@ def symmetric_end(layer: Layer) -> float:
 
 
 def find_zoom(layer: Layer, figsize: Sequence[float]) -> int:
-    """Find how many pixels wide and high a value can be, so that a row of tiles fits.
+    """Find how many pixels wide and high a value can be, so that a row of tiles fits the page.
 
-    A grid has no more rows than columns, so the smaller side of `figsize` serves for both.
+    There are no more rows than columns, so what is as wide as the smaller side of `figsize` is not
+    much higher. Text above and below comes on top.
     """
     room = min(figsize) * DOTS_PER_INCH - 2 * MARGIN - ROW_NUMBERS_WIDTH
-    tile = room // layer.square - FRAME_AND_GAP
+    tile = room // layer.square - TILE_GAP
     least = math.ceil(LABELLED_WIDTH / layer.width) if layer.labels else 1
     return max(least, int(tile // max(layer.height, layer.width)))
 
@@ -346,7 +346,7 @@ def with_numbers(grid: Page, tile_height: int, tile_width: int) -> Page:
     for row in range(0, grid.height // tile_height, math.ceil(LINE_HEIGHT / tile_height)):
         number = draw_text(row * columns)
         top = LINE_HEIGHT + row * tile_height + (tile_height - LINE_HEIGHT) // 2
-        block.paste(number, (ROW_NUMBERS_WIDTH - GAP - number.width, top))
+        block.paste(number, (ROW_NUMBERS_WIDTH - NUMBER_GAP - number.width, top))
     return block
 
 
@@ -385,7 +385,7 @@ def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) 
     width = size * (len(text) + 1) / 72  # in inches; hardly any letter is wider than its size
     height = LINE_HEIGHT / DOTS_PER_INCH * size / TEXT_SIZE
     figure = Figure((width, height), DOTS_PER_INCH)  # its white is PAPER
-    # A share of 255 is a grey, so this is INK; 0.3 of the height is for letters such as p and g.
+    # To matplotlib, the color "0.937" is a grey, here that of the byte INK. 0.3 is the baseline.
     figure.text(0, 0.3, text, size=size, color=str(INK / 255), parse_math=False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -418,11 +418,11 @@ def save_png(picture: Page, folder: str | Path, name: str) -> Path:
     metadata = PngInfo()
     for key, value in picture.info.items():
         if value:
-            # The name of a file may have characters that UTF-8 does not know.
+            # Bytes of a file name that are not UTF-8 are characters that cannot be encoded.
             metadata.add_text(key, str(value).encode(errors="replace").decode())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder of its own, because a temporary file could be read by its owner only.
+        # In a temporary folder: a temporary file would stay readable by its owner only (mode 0600).
         with TemporaryDirectory(dir=path.parent) as beside:
             unfinished = Path(beside, path.name)
             picture.save(unfinished, pnginfo=metadata, compress_level=1)
@@ -451,9 +451,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     # The help of four options, which is too long for their lines.
     pictures = "one or more pictures, or patterns such as cats/*.jpg; several get a folder each"
@@ -482,13 +480,14 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 drawn = draw_pictures(folders, args)
             finally:
-                print_progress("")  # removes the last one
+                print_progress("")  # removes the last line of progress
     except KeyboardInterrupt:
         return 130
     except (ImportError, OSError, ValueError) as error:
         # Without the weights to download, the command can still draw an untrained network.
         hint = ", or use --weights none" if isinstance(error, ConnectionError) else ""
         print_error(f"{error}{hint}")
+        # A file is not found if it is that of --weights.
         return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
     if drawn and not args.quiet:
         print_result(
@@ -527,18 +526,18 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[str, Path]:
     One picture gets `output_dir` itself. Several get folders in it, arranged as the pictures are:
     cats/1.jpg and dogs/1.jpg get `output_dir`/cats/1 and `output_dir`/dogs/1.
     """
-    stems = {}
+    without_suffix = {}
     for pattern in patterns:
         # Some shells leave *.jpg to the program. What matches nothing is taken for a path.
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         for picture in matches or [pattern]:
-            stems[picture] = Path(os.path.abspath(picture)).with_suffix("")
-    if len(stems) == 1:
-        return dict.fromkeys(stems, output_dir)
-    common = os.path.commonpath([stem.parent for stem in stems.values()])
+            without_suffix[picture] = Path(os.path.abspath(picture)).with_suffix("")
+    if len(without_suffix) == 1:
+        return dict.fromkeys(without_suffix, output_dir)
+    common = os.path.commonpath([path.parent for path in without_suffix.values()])
     folders = {}
-    for picture, stem in stems.items():
-        folder = output_dir / stem.relative_to(common)
+    for picture, path in without_suffix.items():
+        folder = output_dir / path.relative_to(common)
         if folder in folders.values():
             raise ValueError(f"{picture!r} and another would share {str(folder)!r}: rename one")
         folders[picture] = folder
@@ -548,7 +547,7 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[str, Path]:
 def refuse_overwriting(folders: Mapping[str, Path]) -> None:
     """Raise ValueError if one of the pictures, or somebody's `network_input.png`, would be lost.
 
-    Pages replace others of their names without asking: who else has a conv_dw_1.png?
+    Pages replace files of the same name without asking: who else has a conv_dw_1.png?
     """
     pictures = {os.path.realpath(picture) for picture in folders}
     for folder in folders.values():
@@ -560,7 +559,7 @@ def refuse_overwriting(folders: Mapping[str, Path]) -> None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Say whether a picture was made by others than this tool."""
+    """Say whether a picture lacks the title that `draw_pictures` gives to its own."""
     with Image.open(path) as picture:
         return picture.info.get("Title") != INPUT_NAME
 
@@ -589,7 +588,7 @@ def draw_pictures(folders: Mapping[str, Path], args: argparse.Namespace) -> int:
             model = Simple_Model(None if args.weights == "none" else args.weights, args.after)
             grids.values = model.values
         print_progress(f"Drawing {path!r} ({number} of {len(folders)}) into {str(folder)!r} ...")
-        # The model reads the picture once more, which changes nothing.
+        # The model reads the picture once more, but it is upright, RGB and 224×224 already.
         grids.show_each_feature_map(model.get_feature_map(picture))
         drawn += 1
     return drawn
@@ -619,9 +618,8 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")  # what libraries have to say to programmers
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
-    # TensorFlow makes a million objects that stay. Python's garbage collection would look at all of
-    # them every so often, and when it exits: rarely and never are enough.
+    # TensorFlow makes a million objects that stay. Let garbage collection look at them less often:
     gc.set_threshold(10_000)
     status = main()
-    gc.freeze()
+    gc.freeze()  # and not once more when Python exits
     sys.exit(status)

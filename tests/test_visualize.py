@@ -138,7 +138,7 @@ def test_one_signed_scale_for_a_layer(tmp_path):
     bound = np.percentile(np.abs(fmap.astype(float)), 99)
     path = draw(tmp_path, fmap, scale="layer")
     assert_one_scale(path, fmap, -bound, bound)
-    assert described(path)["scale"].startswith("all tiles on one scale · 1.0 % beyond its ends")
+    assert described(path)["scale"].startswith("all tiles on one scale · 1.00% beyond its ends")
     flat = np.full((1, 20, 20, 1), 1000)  # does not change the ends
     path = draw(tmp_path, np.concatenate([fmap, flat], axis=3), scale="layer")
     low, high = map(float, described(path)["scale"].split(", ")[1].split(" to "))
