@@ -206,6 +206,9 @@ def test_weights_out_of_reach(tmp_path):
     assert f"save {WEIGHTS_URL} in {str(tmp_path / 'models')!r}" in error
     assert len(error) - len(str(tmp_path)) < 250
     assert error.count(WEIGHTS_URL) == 1
+    done = visualize(tmp_path, "--image_path", SAMPLE, "--weights", "none.h5")
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: no such weights file: 'none.h5'\n")
 
 
 def test_keras_own_weights_that_cannot_be_loaded(tmp_path):

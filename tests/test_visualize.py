@@ -9,7 +9,20 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from conftest import CROSS, LAST_LEVEL, PAPER, ROOT, SIZES, described, tiles
+from conftest import (
+    CROSS,
+    FIRST_X,
+    FIRST_X_LABELLED,
+    FIRST_Y,
+    GAP,
+    LABEL_HEIGHT,
+    LAST_LEVEL,
+    PAPER,
+    ROOT,
+    SIZES,
+    described,
+    tiles,
+)
 from PIL import Image
 
 from Model import LAYERS
@@ -194,6 +207,8 @@ def test_a_field_that_is_set_later_is_what_is_drawn(tmp_path):
     assert described(path)["values"] == "numbers"
     with pytest.raises(ValueError, match="virdis"):
         grids.cmap = "virdis"
+    with pytest.raises(ValueError, match="scale='big'"):
+        grids.scale = "big"
 
 
 def test_names_without_a_name(tmp_path):
@@ -217,6 +232,34 @@ def test_labels_stand_on_each_tile(tmp_path):
         assert_own_ranges(path, chosen[path.stem])
     with pytest.raises(ValueError, match="expected 3 labels, not 2"):
         draw(tmp_path, fmap, labels=["one", "two"])
+
+
+def inked(strip):
+    """The part of a strip of paper on which something is written."""
+    rows, columns = np.nonzero(strip < PAPER)
+    return strip[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def test_numbers_are_those_of_the_channels(tmp_path):
+    fmap = random_maps(7, 16)  # 4 rows of 4 tiles
+    numbered = np.asarray(Image.open(draw(tmp_path, fmap)))
+    labelled = np.asarray(Image.open(draw(tmp_path, fmap, labels=range(16))))
+    tile = 7 * 49 + GAP  # pixels, with 49×49 for a value
+    above = FIRST_Y - 1 - LABEL_HEIGHT
+
+    def label(channel):
+        row, column = divmod(channel, 4)
+        top = above + row * (tile + LABEL_HEIGHT)
+        left = FIRST_X_LABELLED + column * tile
+        return inked(labelled[top : top + LABEL_HEIGHT, left : left + tile - GAP])
+
+    for number in range(4):
+        left = FIRST_X + number * tile
+        over_column = numbered[above : above + LABEL_HEIGHT, left : left + tile - GAP]
+        np.testing.assert_array_equal(inked(over_column), label(number))
+        top = FIRST_Y + number * tile
+        beside_row = numbered[top : top + tile - GAP, : FIRST_X - 1]
+        np.testing.assert_array_equal(inked(beside_row), label(4 * number))
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib's font has no 鳥
@@ -291,8 +334,10 @@ def test_a_scale_that_makes_no_sense(scale):
 
 
 def test_a_users_matplotlib_style_changes_nothing(tmp_path):
-    code = "import numpy; from Visualize import Visualize; Visualize('.', scale='layer')"
-    code += ".proccess_each_feature_map(3, numpy.arange(80.0).reshape(1, 4, 4, 5), 'a')"
+    code = "import numpy; from Visualize import Visualize\n"
+    code += "grids, fmap = Visualize('.', 'layer'), numpy.arange(80.0).reshape(1, 4, 4, 5)\n"
+    code += "grids.proccess_each_feature_map(3, fmap, 'a')\n"
+    code += "grids.show_each_feature_map({'b': fmap})"
     style = "figure.facecolor: black\ntext.color: white\nfont.family: monospace\nfigure.dpi: 30\n"
     style += "font.weight: bold\nimage.cmap: jet\nimage.lut: 16\ntext.usetex: True\n"
     style += "text.hinting: none\ntext.antialiased: False\n"
@@ -301,9 +346,10 @@ def test_a_users_matplotlib_style_changes_nothing(tmp_path):
         (folder / "matplotlibrc").write_text(text)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
-    plain, styled = (Image.open(tmp_path / folder / "a.png") for folder in ("plain", "styled"))
-    assert plain.getpalette() == styled.getpalette()
-    np.testing.assert_array_equal(plain, styled)
+    for name in ("a.png", "b.png"):
+        plain, styled = (Image.open(tmp_path / folder / name) for folder in ("plain", "styled"))
+        assert plain.getpalette() == styled.getpalette()
+        np.testing.assert_array_equal(plain, styled)
 
 
 def test_a_failed_save_keeps_the_old_page(tmp_path, monkeypatch):
