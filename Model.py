@@ -27,8 +27,8 @@ WEIGHTS_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/mob
 # Where in a layer its values can be taken, and what to call them.
 VALUES = {"conv": "convolution output", "bn": "batch-normalised", "relu": "activation after ReLU6"}
 
-# Compiling takes as long as it saves in about five pictures. A short job does better without, and a
-# long one loses little by starting late. Three is a guess at where a short job ends.
+# Compiling pays off after about five pictures. A short job does better without it; a long one loses
+# little by starting late. Three is a guess at where a short job ends.
 CALLS_BEFORE_COMPILING = 3
 
 # How a camera's picture must be turned, by the orientation in its EXIF block. (Pillow's own
@@ -168,11 +168,11 @@ def read_picture(img_path: Picture) -> Image.Image:
     A colour profile is ignored. Raises OSError or ValueError if the picture cannot be read.
     """
     with open_picture(img_path) as image:
-        image.load()  # first of all: Pillow itself turns a TIFF here, and drops its tag
+        image.load()  # first, for Pillow turns a TIFF here, and drops its orientation
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         upright = image if turn is None else image.transpose(turn)
         if upright.mode.startswith(("I", "F")):  # grey of more than 8 bits
-            upright = to_8_bits(upright, header=image)  # a turned copy has no tags and no format
+            upright = to_8_bits(upright, header=image)  # a turned copy has no format or tags
         elif upright.has_transparency_data:
             white = Image.new("RGBA", upright.size, "white")
             upright = Image.alpha_composite(white, upright.convert("RGBA"))

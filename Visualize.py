@@ -142,7 +142,7 @@ class Visualize:
         column c % square. In the PNG, palette index 0 to 238 is a value's place on the scale;
         greater ones are frames, text and paper. Without a `name`, the layer is called
         conv_<layer_type>_<layer_num>. `labels` are C texts or numbers, one for each tile, in place
-        of the numbers around them, such as the numbers of chosen channels.
+        of the numbers around the grid: the channels that were chosen, for example.
 
         Raises ValueError if the shape or the name is invalid, a value is not finite, the channels
         are more than square² or not as many as the labels; OSError if the page cannot be written.
@@ -158,7 +158,7 @@ class Visualize:
         return save_png(self._draw(layer), self.output_dir, name)
 
     def _draw(self, layer: Layer) -> Page:
-        """Draw the page of a layer. Its `info` is what the PNG will say of it."""
+        """Draw the page of a layer; the page's `info` is what the PNG will say of it."""
         scale = make_scale(self.scale, layer)
         zoom = find_zoom(layer, self.figsize)
         captions = [
@@ -198,7 +198,7 @@ class Visualize:
 
 
 class Layer:
-    """A feature map (H, W, C) to draw: its name, labels if any, and facts of each channel."""
+    """A feature map (H, W, C) to draw, with its name, its labels, and what its values are like."""
 
     def __init__(self, name: str, fmap: Array, labels: Sequence) -> None:
         if os.path.basename(f"{name}.png") != f"{name}.png":  # such as a/b
@@ -293,10 +293,10 @@ def symmetric_end(layer: Layer) -> float:
 
 
 def find_zoom(layer: Layer, figsize: Sequence[float]) -> int:
-    """Find how many pixels wide and high a value can be, so that a row of tiles fits the page.
+    """Find how many pixels wide and high a value can be.
 
-    There are no more rows than columns, so what is as wide as the smaller side of `figsize` is not
-    much higher. Text above and below comes on top.
+    A grid has no more rows than columns, so what limits its width limits its height, too. With
+    labels, both may be larger.
     """
     room = min(figsize) * DOTS_PER_INCH - 2 * MARGIN - ROW_NUMBERS_WIDTH
     tile = room // layer.square - TILE_GAP
@@ -385,7 +385,8 @@ def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) 
     width = size * (len(text) + 1) / 72  # in inches; hardly any letter is wider than its size
     height = LINE_HEIGHT / DOTS_PER_INCH * size / TEXT_SIZE
     figure = Figure((width, height), DOTS_PER_INCH)  # its white is PAPER
-    # To matplotlib, the color "0.937" is a grey, here that of the byte INK. 0.3 is the baseline.
+    # In grey INK on white PAPER, the edges of letters get the indices between. (matplotlib takes
+    # "0.937" for a grey.) 0.3 is the height of the baseline.
     figure.text(0, 0.3, text, size=size, color=str(INK / 255), parse_math=False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -418,7 +419,7 @@ def save_png(picture: Page, folder: str | Path, name: str) -> Path:
     metadata = PngInfo()
     for key, value in picture.info.items():
         if value:
-            # Bytes of a file name that are not UTF-8 are characters that cannot be encoded.
+            # A file name that is not UTF-8 has surrogates, which no PNG can hold.
             metadata.add_text(key, str(value).encode(errors="replace").decode())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -433,8 +434,8 @@ def save_png(picture: Page, folder: str | Path, name: str) -> Path:
 
 
 EPILOG = """\
-With --scale layer, the scale goes from 0 to 6 after ReLU6. Elsewhere it is symmetric about zero,
-and ends at the 99th percentile of the magnitudes. The colormap is coolwarm, or viridis after ReLU6.
+With --scale layer, the scale goes from 0 to 6 after ReLU6, in viridis. Before ReLU6, it is in
+coolwarm, symmetric about zero, and ends at the 99th percentile of the magnitudes.
 
 example:      python Visualize.py --image_path cat.jpg dog.jpg --after relu --scale layer
 exit status:  0 all drawn, 2 wrong picture or option, 1 anything else (no connection), 130 Ctrl-C
@@ -453,7 +454,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    # The help of four options, which is too long for their lines.
+    # Four help texts that are too long for the lines below.
     pictures = "one or more pictures, or patterns such as cats/*.jpg; several get a folder each"
     after = "take the values after each convolution (default), its batch normalisation or its ReLU6"
     scale = "draw each channel over its own range (default), or a layer's channels on one scale"
@@ -487,7 +488,7 @@ def main(argv: list[str] | None = None) -> int:
         # Without the weights to download, the command can still draw an untrained network.
         hint = ", or use --weights none" if isinstance(error, ConnectionError) else ""
         print_error(f"{error}{hint}")
-        # A file is not found if it is that of --weights.
+        # Only the file of --weights can be "not found" here: draw_pictures has caught pictures.
         return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
     if drawn and not args.quiet:
         print_result(
@@ -547,7 +548,7 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[str, Path]:
 def refuse_overwriting(folders: Mapping[str, Path]) -> None:
     """Raise ValueError if one of the pictures, or somebody's `network_input.png`, would be lost.
 
-    Pages replace files of the same name without asking: who else has a conv_dw_1.png?
+    Pages replace files of the same name without asking, because nobody else has a conv_dw_1.png.
     """
     pictures = {os.path.realpath(picture) for picture in folders}
     for folder in folders.values():
@@ -618,8 +619,8 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")  # what libraries have to say to programmers
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
-    # TensorFlow makes a million objects that stay. Let garbage collection look at them less often:
+    # TensorFlow makes a million objects that stay. Garbage collection need not look at them often.
     gc.set_threshold(10_000)
     status = main()
-    gc.freeze()  # and not once more when Python exits
+    gc.freeze()  # nor when Python exits
     sys.exit(status)
