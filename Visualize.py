@@ -123,12 +123,11 @@ class Visualize:
                     f"expected the {len(LAYERS)} arrays of get_feature_map, or a dict of arrays"
                 )
             feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
-        if not isinstance(labels, Mapping):
-            labels = dict.fromkeys(feature_maps, labels)
         saved = []
         with ThreadPoolExecutor(os.cpu_count()) as savers:  # they save while this thread draws
             for name, fmap in feature_maps.items():
-                page = self._draw(Layer(name, fmap, labels.get(name, ())))
+                own = labels.get(name, ()) if isinstance(labels, Mapping) else labels
+                page = self._draw(Layer(name, fmap, own))
                 saved.append(savers.submit(save_png, page, self.output_dir, name))
         return [job.result() for job in saved]
 
@@ -560,9 +559,12 @@ def refuse_overwriting(folders: Mapping[str, Path]) -> None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Say whether a picture lacks the title that `draw_pictures` gives to its own."""
-    with Image.open(path) as picture:
-        return picture.info.get("Title") != INPUT_NAME
+    """Say whether a file lacks the title that `draw_pictures` gives to its own."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Title") != INPUT_NAME
+    except OSError:  # it is no picture
+        return True
 
 
 def draw_pictures(folders: Mapping[str, Path], args: argparse.Namespace) -> int:

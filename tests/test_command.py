@@ -136,9 +136,10 @@ def test_a_forgotten_option_is_told(tmp_path, arguments):
 def test_nothing_of_a_persons_own_is_overwritten(tmp_path):
     own = tmp_path / "network_input.png"
     Image.new("RGB", (12, 8)).save(own)
-    before = own.read_bytes()
-    assert "would be lost" in refused(tmp_path, "--image_path", SAMPLE, "--output_dir", ".")
-    assert own.read_bytes() == before
+    for content in (own.read_bytes(), b"no picture"):
+        own.write_bytes(content)
+        assert "would be lost" in refused(tmp_path, "--image_path", SAMPLE, "--output_dir", ".")
+        assert own.read_bytes() == content
     (tmp_path / "conv_dw_1.png").symlink_to(SAMPLE)
     own.unlink()
     assert "would be lost" in refused(tmp_path, "--image_path", SAMPLE, "--output_dir", "x/..")
