@@ -38,7 +38,6 @@ FLAT = 1e-6  # a channel is flat if its range is at most this part of the layer'
 LEVELS = 239  # an odd number, so that the middle of a symmetric scale is a level: zero
 GREYS = 17
 INK = LEVELS  # black
-CROSS = LEVELS + 6  # dark grey
 FRAME = LEVELS + 10  # light grey
 PAPER = LEVELS + GREYS - 1  # white
 
@@ -305,11 +304,11 @@ def find_zoom(layer: Layer, figsize: Sequence[float]) -> int:
 
 def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
     """Draw a tile for each channel, framed, with room for its label: (C, height, width)."""
-    tiles = scale.levels(layer.fmap).transpose(2, 0, 1)  # (C, H, W)
+    levels = scale.levels(layer.fmap).transpose(2, 0, 1)  # (C, H, W)
+    tiles = levels.repeat(zoom, axis=1).repeat(zoom, axis=2)
     if not scale.shared:
-        diagonal = np.eye(layer.height, layer.width, dtype=bool)
-        tiles[layer.flat] = np.where(diagonal | np.fliplr(diagonal), CROSS, PAPER)
-    tiles = tiles.repeat(zoom, axis=1).repeat(zoom, axis=2)
+        diagonal = np.eye(*tiles.shape[1:], dtype=bool)
+        tiles[layer.flat] = np.where(diagonal | np.fliplr(diagonal), INK, PAPER)
     framed = np.pad(tiles, ((0, 0), (1, 1), (1, 1)), constant_values=FRAME)
     above = LINE_HEIGHT if layer.labels else 0
     # A line of paper below a tile, and one to its right, separate it from the next.
@@ -563,7 +562,7 @@ def is_foreign(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
             return picture.info.get("Title") != INPUT_NAME
-    except OSError:  # it is no picture
+    except Exception:  # it is no picture, or too large for one
         return True
 
 
@@ -583,13 +582,13 @@ def draw_pictures(folders: Mapping[str, Path], args: argparse.Namespace) -> int:
             continue
         grids.output_dir = folder
         grids.source = os.path.basename(path)
-        picture.info = {"Title": INPUT_NAME, "Source": grids.source}
-        save_png(picture, folder, INPUT_NAME)
         if model is None:  # not before, because it takes seconds
             print_progress("Loading MobileNet ...")
             load_tensorflow()
             model = Simple_Model(None if args.weights == "none" else args.weights, args.after)
             grids.values = model.values
+        picture.info = {"Title": INPUT_NAME, "Source": grids.source}
+        save_png(picture, folder, INPUT_NAME)
         print_progress(f"Drawing {path!r} ({number} of {len(folders)}) into {str(folder)!r} ...")
         # The model reads the picture once more, but it is upright, RGB and 224×224 already.
         grids.show_each_feature_map(model.get_feature_map(picture))

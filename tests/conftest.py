@@ -23,7 +23,7 @@ FIRST_Y = 134
 GAP = 3  # between the values of two tiles
 LABEL_HEIGHT = 32  # of a label above a tile
 LAST_LEVEL = 238
-CROSS = 245
+INK = 239
 PAPER = 255
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -146,12 +147,16 @@ def test_nothing_of_a_persons_own_is_overwritten(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["conv_dw_1.png", "fake"]
 
 
-def test_the_network_input_of_an_earlier_run_is_replaced(tmp_path):
-    job = "--image_path", SAMPLE, "--output_dir", "."
-    for _ in range(2):
-        done = visualize(tmp_path, *job, keras="raise ImportError")
-        assert done.returncode == 1
-        assert (tmp_path / "network_input.png").exists()
+def test_the_network_input_of_an_earlier_run_is_replaced_when_pages_are(tmp_path):
+    shutil.copy(SAMPLE, tmp_path)
+    Image.open(SAMPLE).rotate(90).save(tmp_path / "turned.png")
+    job = "--output_dir", ".", "--weights", "none", "--quiet", "--image_path"
+    seen = tmp_path / "network_input.png"
+    for picture in (SAMPLE.name, "turned.png"):
+        assert visualize(tmp_path, *job, picture).returncode == 0
+        assert Image.open(seen).text["Source"] == picture
+    assert visualize(tmp_path, *job, SAMPLE, keras="raise ImportError").returncode == 1
+    assert Image.open(seen).text["Source"] == "turned.png"
 
 
 @pytest.mark.parametrize(
@@ -210,6 +215,7 @@ def test_weights_out_of_reach(tmp_path):
     done = visualize(tmp_path, "--image_path", SAMPLE, "--weights", "none.h5")
     assert done.returncode == 2
     assert done.stderr.endswith("error: no such weights file: 'none.h5'\n")
+    assert list(tmp_path.glob("**/*.png")) == []
 
 
 def test_keras_own_weights_that_cannot_be_loaded(tmp_path):

@@ -10,11 +10,11 @@ import matplotlib
 import numpy as np
 import pytest
 from conftest import (
-    CROSS,
     FIRST_X,
     FIRST_X_LABELLED,
     FIRST_Y,
     GAP,
+    INK,
     LABEL_HEIGHT,
     LAST_LEVEL,
     PAPER,
@@ -61,7 +61,7 @@ def assert_one_scale(path, fmap, low, high):
 
 
 def is_crossed(tile):
-    return set(np.unique(tile)) == {CROSS, PAPER} and (np.diagonal(tile) == CROSS).all()
+    return set(np.unique(tile)) == {INK, PAPER} and (np.diagonal(tile) == INK).all()
 
 
 def text_of(path):
@@ -116,7 +116,7 @@ def maps_with_flat_channels(side):
     return fmap
 
 
-@pytest.mark.parametrize("side", [7, 56])
+@pytest.mark.parametrize("side", [2, 7, 56])
 def test_flat_channels_are_crossed_out_on_their_own_range(tmp_path, side):
     path = draw(tmp_path, maps_with_flat_channels(side))
     assert text_of(path)["Title"] == f"layer · 10 channels of {side}×{side} · 3 flat"
