@@ -1,4 +1,9 @@
-"""Draw MobileNet's feature maps: one page per layer, with every channel on it."""
+"""Draw MobileNet's feature maps: one page per layer, with every channel on it.
+
+Values become levels, levels become tiles, and the tiles stand side by side on a page, which is
+saved as a PNG. matplotlib gives the colours and draws the texts; NumPy places the tiles, because
+with one matplotlib Axes for each of the 10,912 channels, a picture would take 90 seconds.
+"""
 
 from __future__ import annotations
 
@@ -10,55 +15,22 @@ import glob
 import io
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 
 import matplotlib
 import numpy as np
-from matplotlib import style
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from numpy import ndarray as Array
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from Model import LAYERS, VALUES, Simple_Model, read_picture
-
-SCALES = {"channel": "each tile over its own range", "layer": "all tiles on one scale"}
-FLAT = 1e-6  # a channel is flat if its range is at most this part of the layer's widest range
-
-# A page is an image of palette indices: 0 to 238 are the levels of the colormap, 239 to 255 are
-# greys from black to white. In draw_text, matplotlib draws in the light greys 239 to 255, and these
-# bytes are taken for indices, where they mean black to white.
-LEVELS = 239  # an odd number, so that the middle of a symmetric scale is a level: zero
-GREYS = 17
-INK = LEVELS  # black
-FRAME = LEVELS + 10  # light grey
-PAPER = LEVELS + GREYS - 1  # white
-
-# A page is made of blocks, one below the other: the layer's name, its facts, the grid of tiles with
-# labels or numbers, a caption, and a colourbar. Text sizes are in points, the rest in pixels.
-DOTS_PER_INCH = 150
-NAME_SIZE = 18
-TEXT_SIZE = 11
-LINE_HEIGHT = 32  # at TEXT_SIZE
-LETTER_WIDTH = 14  # of most letters
-LONGEST_LINE = 80  # letters
-MARGIN = 17
-ROW_NUMBERS_WIDTH = 72  # left of the tiles
-COLUMN_NUMBER_WIDTH = 54  # room for three digits above a column
-NUMBER_GAP = 10  # between a row's number and its tiles
-TILE_GAP = 3  # what draw_tiles puts between two tiles: frame, paper and frame
-LABELLED_WIDTH = 80  # of a tile with a label, at least: it has room for five letters
-
-Page = Image.Image  # or a part of one
-ScaleChoice = str | Sequence[float]
-INPUT_NAME = "network_input"  # of the file that shows the picture as the network sees it
 
 
 class Visualize:
@@ -67,7 +39,7 @@ class Visualize:
     def __init__(
         self,
         output_dir: str | Path = "Images",
-        scale: ScaleChoice = "channel",
+        scale: str | Sequence[float] = "channel",
         cmap: str | None = None,
         values: str | None = None,
         source: str | Path | None = None,
@@ -77,19 +49,18 @@ class Visualize:
     ) -> None:
         """Choose where the pages go, how they look and what they say.
 
-        `output_dir` is created when needed. `scale` is "channel" (each channel over its own range),
-        "layer" (all channels on one scale, symmetric about zero) or the values of the scale's two
-        ends, such as (0, 6) after ReLU6. `cmap` is a matplotlib colormap: by default gray for
-        "channel", coolwarm where zero is the middle of the scale, else viridis. `values` are words
-        for what the numbers are, such as `Simple_Model.values`; `source` is the picture's name.
-        The smaller side of `figsize` (inches, at 150 dots) limits the width of a grid: each value
-        becomes a square of as many pixels as fit, but of at least one, and a tile with a label at
-        least 80 pixels wide. `layer_type` and `layer_num` are used where a layer has no name.
-
-        Raises ValueError if `scale` or `cmap` is unknown, as setting one of them later does.
+        `scale` is "channel" (each channel over its own range), "layer" (all channels on one scale,
+        symmetric about zero, or from zero if no value is negative) or its two ends, such as (0, 6).
+        `cmap` is a matplotlib colormap: by default gray for "channel", coolwarm where zero is the
+        middle, else viridis. `values` says in words what the numbers are, as `Simple_Model.values`
+        does; `source` is the picture's name. The smaller side of `figsize` (inches, at 150 dots)
+        limits the grid without its labels: a value is a square of as many pixels as fit, at least
+        one. (A tile with a label is at least 80 wide.) `layer_type` and `layer_num` name a layer
+        that has no name. Raises ValueError if `scale` or `cmap` is unknown.
         """
+        matplotlib.colormaps.get_cmap(cmap)  # raises ValueError, but not for None
         self.output_dir = output_dir
-        self.scale = scale
+        self.scale = checked_scale(scale)
         self.cmap = cmap
         self.values = values
         self.source = source
@@ -97,68 +68,49 @@ class Visualize:
         self.layer_num = layer_num
         self.layer_type = layer_type
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """Refuse a scale or a colormap that cannot be drawn, whenever it is set."""
-        if name == "scale":
-            check_scale(value)
-        if name == "cmap":
-            matplotlib.colormaps.get_cmap(value)  # raises ValueError, but not for None
-        super().__setattr__(name, value)
-
-    @style.context("default")  # whatever the user's own style is
     def show_each_feature_map(
-        self, feature_maps: Sequence[Array] | Mapping[str, Array], labels: Sequence | Mapping = ()
+        self, feature_maps: Sequence[Array] | Mapping[str, Array], labels: Sequence = ()
     ) -> list[Path]:
         """Draw and save many layers; return the paths of their pages, in the same order.
 
-        `feature_maps` are the 26 arrays of `Simple_Model.get_feature_map`, or a mapping from names
-        to arrays of shape (1, H, W, C). `labels` maps names to the labels of their tiles; if it is
-        a sequence, all arrays get the same. Raises what `proccess_each_feature_map` raises, and
-        ValueError if a sequence does not have 26 arrays.
+        `feature_maps` are the arrays of all 26 LAYERS (ValueError if they are not 26), or a mapping
+        from names to arrays. Each goes through `proccess_each_feature_map`, with the same `labels`.
         """
         if not isinstance(feature_maps, Mapping):
             if len(feature_maps) != len(LAYERS):
-                raise ValueError(
-                    f"expected the {len(LAYERS)} arrays of get_feature_map, or a dict of arrays"
-                )
-            feature_maps = dict(zip(LAYERS, feature_maps, strict=True))
-        saved = []
-        with ThreadPoolExecutor(os.cpu_count()) as savers:  # they save while this thread draws
+                raise ValueError("expected the 26 arrays of get_feature_map, or a dict of arrays")
+            feature_maps = dict(zip(LAYERS, feature_maps))
+        jobs = []
+        with ThreadPoolExecutor() as threads:
             for name, fmap in feature_maps.items():
-                own = labels.get(name, ()) if isinstance(labels, Mapping) else labels
-                page = self._draw(Layer(name, fmap, own))
-                saved.append(savers.submit(save_png, page, self.output_dir, name))
-        return [job.result() for job in saved]
+                # The side of the least square with room for all channels: 6 for 32 of them.
+                square = math.ceil(np.atleast_1d(fmap).shape[-1] ** 0.5)
+                jobs.append(
+                    threads.submit(self.proccess_each_feature_map, square, fmap, name, labels)
+                )
+        return [job.result() for job in jobs]
 
-    @style.context("default")
     def proccess_each_feature_map(
-        self, square: int, fmap: Array, name: str | None = None, labels: Sequence = ()
+        self,
+        square: int,
+        fmap: Array,
+        name: str | None = None,
+        labels: Sequence = (),
     ) -> Path:
-        """Draw the grid of one layer, save it as `<name>.png` and return its path.
+        """Draw one layer with `square` tiles in a row, save `<name>.png` and return its path.
 
         `fmap` is an array of shape (1, H, W, C). Its channel c is the tile in row c // square and
-        column c % square. In the PNG, palette index 0 to 238 is a value's place on the scale;
-        greater ones are frames, text and paper. Without a `name`, the layer is called
-        conv_<layer_type>_<layer_num>. `labels` are C texts or numbers, one for each tile, in place
-        of the numbers around the grid: the channels that were chosen, for example.
-
-        Raises ValueError if the shape or the name is invalid, a value is not finite, the channels
-        are more than square² or not as many as the labels; OSError if the page cannot be written.
+        column c % square. Without a `name`, the layer is called conv_<layer_type>_<layer_num>.
+        `labels` are C texts or numbers, one above each tile, in place of the numbers around the
+        grid. The PNG's metadata say how to read values back. Raises ValueError if the shape, the
+        name or the number of labels is wrong or a value is not finite; OSError if the page cannot
+        be written.
         """
-        if name is None:
-            name = f"conv_{self.layer_type}_{self.layer_num}"
-        layer = Layer(name, fmap, labels)  # its square is the least one with room for C tiles
-        if square != int(square) or square < layer.square:
-            raise ValueError(
-                f"square={square!r}: expected a whole number of at least {layer.square}"
-            )
-        layer.square = int(square)
-        return save_png(self._draw(layer), self.output_dir, name)
-
-    def _draw(self, layer: Layer) -> Page:
-        """Draw the page of a layer; the page's `info` is what the PNG will say of it."""
-        scale = make_scale(self.scale, layer)
+        name = name or f"conv_{self.layer_type}_{self.layer_num}"
+        layer = Layer(name, fmap, self.values, labels, columns=int(square))
+        scale = Scale(self.scale, self.cmap, layer)
         zoom = find_zoom(layer, self.figsize)
+        tiles = draw_tiles(layer, scale, zoom)
         captions = [
             self.source,
             # A row's number is that of its first channel.
@@ -166,29 +118,34 @@ class Visualize:
             scale.words,
         ]
         blocks = [
-            draw_text(layer.name, NAME_SIZE),
-            draw_text(joined(self.values, layer.facts)),
-            draw_grid(layer, draw_tiles(layer, scale, zoom)),
+            draw_text(layer.name, NAME_HEIGHT),
+            draw_text(layer.facts),
+            draw_grid(layer, tiles),
             *map(draw_text, filter(None, captions)),
         ]
-        if scale.shared:  # a colourbar and its title
-            blocks += [draw_text(self.values or ""), draw_colorbar(scale)]
+        if scale.shared:
+            blocks.append(draw_colorbar(scale))
         page = stack(blocks)
-        page.putpalette(make_palette(self.cmap or scale.cmap))  # the bytes stay, the mode becomes P
-        page.info = self._describe(layer, scale, zoom)
-        return page
+        page.putpalette(make_palette(scale.cmap))  # the bytes stay, the mode becomes P
+        path = Path(os.path.expanduser(self.output_dir), f"{name}.png")
+        return save_png(page, path, self._describe(layer, scale, zoom, tiles))
 
-    def _describe(self, layer: Layer, scale: Scale, zoom: int) -> dict:
-        """Say what the page shows, and which values the ends of its scale stand for."""
+    def _describe(self, layer: Layer, scale: Scale, zoom: int, tiles: Array) -> dict[str, object]:
+        """Say what a page shows, and how its values can be read back."""
         ends = f"{scale.low:.9g} to {scale.high:.9g}" if scale.shared else "see Channel ranges"
+        _, _, height, width = tiles.shape
+        # Of the first value: above it are name, facts, numbers or a label, and a line of frame.
+        left = MARGIN + (0 if layer.labels else NUMBERS_WIDTH) + 1
+        top = MARGIN + NAME_HEIGHT + LINE_HEIGHT + GAP + LINE_HEIGHT + 1
         return {
-            "Title": joined(layer.name, self.values, layer.facts),
+            "Title": f"{layer.name} · {layer.facts}",
             "Source": self.source,
             "Description": f"values: {self.values or 'not told'}\n"
             f"range: {layer.lowest.min():.9g} to {layer.highest.max():.9g}\n"
             f"scale: {scale.words}, {ends}\n"
-            f"colormap: {self.cmap or scale.cmap}\n"
-            f"tiles: {layer.square} in a row, {zoom}×{zoom} pixels per value\n"
+            f"colormap: {scale.cmap}\n"
+            f"tiles: {layer.columns} in a row, {zoom}×{zoom} pixels per value, the first at "
+            f"{left}, {top}, the next {width} to the right, the next row {height} down\n"
             f"software: matplotlib {matplotlib.__version__}, numpy {np.__version__}",
             "Channel ranges": "\n".join(map("{:.9g} {:.9g}".format, layer.lowest, layer.highest)),
             "Labels": "\n".join(layer.labels),
@@ -196,235 +153,241 @@ class Visualize:
 
 
 class Layer:
-    """A feature map (H, W, C) to draw, with its name, its labels, and what its values are like."""
+    """A feature map (H, W, C) to draw in rows of tiles, with its labels and what it is like."""
 
-    def __init__(self, name: str, fmap: Array, labels: Sequence) -> None:
-        if os.path.basename(f"{name}.png") != f"{name}.png":  # such as a/b
-            raise ValueError(f"{name!r} cannot be the name of a file")
+    def __init__(
+        self,
+        name: str,
+        fmap: Array,
+        values: str | None,
+        labels: Sequence,
+        columns: int,
+    ) -> None:
+        if os.path.basename(name) != name:  # such as a/b
+            raise ValueError(f"{name!r} cannot be the name of a page")
         shape = np.shape(fmap)
-        if len(shape) != 4 or shape[0] != 1:
+        if len(shape) != 4 or shape[0] != 1 or 0 in shape:
             raise ValueError(f"{name}: expected an array of shape (1, H, W, C), not {shape}")
-        self.name = name
+        _, self.height, self.width, channels = shape
+        if len(labels) not in (0, channels):
+            raise ValueError(f"{name}: expected {channels} labels, not {len(labels)}")
         self.fmap = np.asarray(fmap[0], np.float32)  # float64 would take twice as much
         if not np.isfinite(self.fmap).all():
             raise ValueError(f"{name}: some values are NaN or infinite")
-        self.height, self.width, channels = self.fmap.shape
-        self.labels = [str(label) for label in labels]
-        if len(self.labels) not in (0, channels):
-            raise ValueError(f"{name}: expected {channels} labels, not {len(self.labels)}")
-        self.square = math.ceil(channels**0.5)  # how many tiles there are in a row
+        self.name = name
+        self.labels = list(map(str, labels))
+        self.columns = columns
+        self.rows = math.ceil(channels / columns)
+        size = f"{channels} channel{'s' if channels > 1 else ''} of {self.height}×{self.width}"
+        self.facts = f"{values} · {size}" if values else size
         self.lowest = self.fmap.min((0, 1))  # (C,)
         self.highest = self.fmap.max((0, 1))  # (C,)
         ranges = self.highest - self.lowest
-        self.flat = ranges <= FLAT * ranges.max()  # (C,)
-        noun = "map" if self.labels else "channel"  # a caller may label things of all kinds
-        plural = "s" if channels > 1 else ""
-        size = f"{channels} {noun}{plural} of {self.height}×{self.width}"
-        self.facts = joined(size, f"{self.flat.sum()} flat" if self.flat.any() else "")
+        # A channel is flat if its range is at most a millionth of the widest one.
+        self.flat = ranges <= 1e-6 * ranges.max()  # (C,)
 
 
-@dataclass
+SCALES = ("channel", "layer")
+
+
+def checked_scale(choice: str | Sequence[float]) -> str | tuple[float, ...]:
+    """Return one of SCALES, or two finite, rising numbers; raise ValueError for anything else."""
+    if isinstance(choice, str) and choice in SCALES:
+        return choice
+    ends = np.asarray(choice)
+    are_numbers = ends.dtype.kind in "iuf"  # whole or real ones
+    if are_numbers and ends.shape == (2,) and -math.inf < ends[0] < ends[1] < math.inf:
+        return tuple(map(float, ends))
+    raise ValueError(f"scale={choice!r}: choose channel, layer or two ends, such as (0, 6)")
+
+
 class Scale:
     """How values become levels: `low` is the first level and `high` the last.
 
     They are numbers if all channels share the scale, else arrays with a number for each channel.
     """
 
-    low: Array | float
-    high: Array | float
-    shared: bool
-    words: str
-    cmap: str  # unless the user names another
+    def __init__(
+        self,
+        choice: str | tuple[float, ...],
+        cmap: str | None,
+        layer: Layer,
+    ) -> None:
+        self.shared = choice != "channel"
+        if not self.shared:
+            self.low = layer.lowest
+            self.high = layer.highest
+            self.cmap = cmap or "gray"
+            self.words = "each tile over its own range"
+            if layer.flat.any():
+                self.words += f" · {layer.flat.sum()} flat: crossed out"
+            return
+        self.low, self.high = find_ends(layer) if choice == "layer" else choice
+        self.cmap = cmap or ("coolwarm" if self.low == -self.high else "viridis")
+        self.words = "all tiles on one scale"
+        beyond = np.mean((layer.fmap < self.low) | (layer.fmap > self.high))
+        if beyond:
+            self.words += f" · {100 * beyond:.3g}% of the values beyond its ends"
 
     def levels(self, fmap: Array) -> Array:
         """Turn values (H, W, C) into levels; what lies beyond the ends gets the level there."""
-        # The tiny number is for a channel whose ends are equal.
-        shares = (fmap - self.low) / (self.high - self.low + 1e-30)
-        return np.rint(shares.clip(0, 1) * (LEVELS - 1)).astype(np.uint8)
+        span = self.high - self.low
+        shares = (fmap - self.low) / (span + (span == 0))  # no division by 0
+        levels = shares.clip(0, 1) * (LEVELS - 1)
+        return np.rint(levels).astype(np.uint8)
 
 
-def check_scale(choice: ScaleChoice) -> None:
-    is_named = isinstance(choice, str) and choice in SCALES
-    has_two_ends = np.shape(choice) == (2,) and 0 < choice[1] - choice[0] < math.inf
-    if not (is_named or has_two_ends):
-        raise ValueError(f"scale={choice!r}: choose channel, layer or two ends, such as (0, 6)")
+def find_ends(layer: Layer) -> tuple[float, float]:
+    """Find the ends for "layer": −m and m, or 0 and m if no value is negative.
 
-
-def make_scale(choice: ScaleChoice, layer: Layer) -> Scale:
-    """Make the scale that `Visualize.scale` asks for, from the values of a layer."""
-    if not isinstance(choice, str):
-        return shared_scale(layer, *map(float, choice))
-    if choice == "layer":
-        end = symmetric_end(layer)
-        return shared_scale(layer, -end, end)
-    return Scale(
-        layer.lowest,
-        layer.highest,
-        shared=False,
-        words=joined(SCALES["channel"], "crossed box = flat channel" if layer.flat.any() else ""),
-        cmap="gray",
-    )
-
-
-def shared_scale(layer: Layer, low: float, high: float) -> Scale:
-    """Make a scale from `low` to `high` for all channels of a layer."""
-    beyond = np.mean((layer.fmap < low) | (layer.fmap > high))
-    return Scale(
-        low,
-        high,
-        shared=True,
-        words=joined(SCALES["layer"], f"{beyond:.2%} beyond its ends" if beyond else ""),
-        cmap="coolwarm" if low == -high else "viridis",
-    )
-
-
-def symmetric_end(layer: Layer) -> float:
-    """Find the 99th percentile of the magnitudes.
-
-    Flat channels are left out, unless all are flat: a large constant would widen the scale until
-    the others look alike.
+    m is the 99th percentile of the magnitudes, without those of flat channels: a large constant
+    would widen the scale until the other channels look alike.
     """
-    varying = layer.fmap[..., ~layer.flat]
-    magnitudes = np.abs(varying if varying.size else layer.fmap)
-    # If nearly all values are 0, so is the percentile; if all are, so is the maximum.
-    return float(np.quantile(magnitudes, 0.99) or magnitudes.max() or 1)
+    values = layer.fmap if layer.flat.all() else layer.fmap[..., ~layer.flat]
+    magnitudes = np.abs(values)
+    # The percentile is 0 if nearly all values are, and the maximum if all are.
+    high = float(np.quantile(magnitudes, 0.99) or magnitudes.max() or 1)
+    low = -high if layer.lowest.min() < 0 else 0.0
+    return low, high
+
+
+# All sizes are in pixels, of which 150 are an inch.
+DOTS_PER_INCH = 150
+MARGIN = 17  # around a page
+NAME_HEIGHT = 52  # of the line with the layer's name
+LINE_HEIGHT = 32  # of other lines
+GAP = 12  # around the grid and its numbers, and above the colourbar
+NUMBERS_WIDTH = 72  # left of the tiles
 
 
 def find_zoom(layer: Layer, figsize: Sequence[float]) -> int:
-    """Find how many pixels wide and high a value can be.
-
-    A grid has no more rows than columns, so what limits its width limits its height, too. With
-    labels, both may be larger.
-    """
-    room = min(figsize) * DOTS_PER_INCH - 2 * MARGIN - ROW_NUMBERS_WIDTH
-    tile = room // layer.square - TILE_GAP
-    least = math.ceil(LABELLED_WIDTH / layer.width) if layer.labels else 1
+    """Find how many pixels wide and high a value can be."""
+    room = min(figsize) * DOTS_PER_INCH - 2 * MARGIN - NUMBERS_WIDTH
+    tile = room // max(layer.rows, layer.columns) - 3  # its frame, and paper before the next tile
+    least = math.ceil(80 / layer.width) if layer.labels else 1  # five letters need 80 pixels
     return max(least, int(tile // max(layer.height, layer.width)))
 
 
+# A page is an image of palette indices: 0 to 238 are the levels of the colormap, 239 to 255 are
+# greys from black to white, for frames and for the soft edges of letters.
+LEVELS = 239  # an odd number, so that the middle of a symmetric scale is a level: zero
+INK = 239  # black
+FRAME = 249  # light grey
+PAPER = 255  # white
+
+
 def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
-    """Draw a tile for each channel, framed, with room for its label: (C, height, width)."""
+    """Draw a framed tile for each channel, under its label: (rows, columns, height, width)."""
     levels = scale.levels(layer.fmap).transpose(2, 0, 1)  # (C, H, W)
-    tiles = levels.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    squares = levels.repeat(zoom, axis=2).repeat(zoom, axis=1)
+    channels, height, width = squares.shape
     if not scale.shared:
-        diagonal = np.eye(*tiles.shape[1:], dtype=bool)
-        tiles[layer.flat] = np.where(diagonal | np.fliplr(diagonal), INK, PAPER)
-    framed = np.pad(tiles, ((0, 0), (1, 1), (1, 1)), constant_values=FRAME)
+        diagonal = np.eye(height, width, dtype=bool)
+        squares[layer.flat] = np.where(diagonal | np.fliplr(diagonal), INK, PAPER)
     above = LINE_HEIGHT if layer.labels else 0
-    # A line of paper below a tile, and one to its right, separate it from the next.
-    return np.pad(framed, ((0, 0), (above, 1), (0, 1)), constant_values=PAPER)
+    # Around the square, there is a pixel of frame, and then, right and below, one of paper.
+    shape = (layer.rows * layer.columns, above + height + 3, width + 3)
+    tiles = np.full(shape, PAPER, np.uint8)
+    tiles[:channels, above:-1, :-1] = FRAME
+    tiles[:channels, above + 1 : -2, 1:-2] = squares
+    for tile, label in zip(tiles, layer.labels):
+        text = draw_text(label, room=width - GAP)
+        tile[:LINE_HEIGHT, : text.width] = text
+    return tiles.reshape(layer.rows, layer.columns, *shape[1:])
 
 
-def draw_grid(layer: Layer, tiles: Array) -> Page:
-    """Put tiles (C, height, width) side by side, with their labels or with numbers around them."""
-    channels, height, width = tiles.shape
-    spare = -channels % layer.square
-    places = np.pad(tiles, ((0, spare), (0, 0), (0, 0)), constant_values=PAPER)
-    rows = places.reshape(-1, layer.square, height, width)
-    lines = rows.swapaxes(1, 2)  # (rows, height, columns, width), the order of pixels on a page
-    grid = Image.fromarray(lines.reshape(-1, layer.square * width))
-    if not layer.labels:
-        return with_numbers(grid, height, width)
-    for place, label in enumerate(layer.labels):
-        row, column = divmod(place, layer.square)
-        text = draw_text(label, longest=width // LETTER_WIDTH)
-        grid.paste(text, (column * width, row * height))
-    return grid
-
-
-def with_numbers(grid: Page, tile_height: int, tile_width: int) -> Page:
-    """Number the columns, and the rows by their first tile; leave out numbers that would touch."""
-    block = Image.new("L", (ROW_NUMBERS_WIDTH + grid.width, LINE_HEIGHT + grid.height), PAPER)
-    block.paste(grid, (ROW_NUMBERS_WIDTH, LINE_HEIGHT))
-    columns = grid.width // tile_width
-    for column in range(0, columns, math.ceil(COLUMN_NUMBER_WIDTH / tile_width)):
+def draw_grid(layer: Layer, tiles: Array) -> Image.Image:
+    """Put the tiles side by side; if they have no labels, number the rows and columns."""
+    rows, columns, height, width = tiles.shape
+    lines = tiles.swapaxes(1, 2)  # (rows, height, columns, width), the order of pixels on a page
+    grid = Image.fromarray(lines.reshape(rows * height, -1))
+    if layer.labels:
+        return ImageOps.expand(grid, (0, GAP), PAPER)
+    block = ImageOps.expand(grid, (NUMBERS_WIDTH, GAP + LINE_HEIGHT, 0, GAP), PAPER)
+    # Numbers that would touch are left out.
+    widest = draw_text(columns).width + GAP
+    for column in range(0, columns, math.ceil(widest / width)):
         number = draw_text(column)
-        left = ROW_NUMBERS_WIDTH + column * tile_width + (tile_width - number.width) // 2
-        block.paste(number, (left, 0))
-    for row in range(0, grid.height // tile_height, math.ceil(LINE_HEIGHT / tile_height)):
+        left = NUMBERS_WIDTH + column * width + (width - number.width) // 2
+        block.paste(number, (left, GAP))
+    for row in range(0, rows, math.ceil(LINE_HEIGHT / height)):
         number = draw_text(row * columns)
-        top = LINE_HEIGHT + row * tile_height + (tile_height - LINE_HEIGHT) // 2
-        block.paste(number, (ROW_NUMBERS_WIDTH - NUMBER_GAP - number.width, top))
+        left = max(0, NUMBERS_WIDTH - GAP - number.width)
+        top = GAP + LINE_HEIGHT + row * height + (height - LINE_HEIGHT) // 2
+        block.paste(number, (left, top))
     return block
 
 
-def draw_colorbar(scale: Scale) -> Page:
+def draw_colorbar(scale: Scale) -> Image.Image:
     """Draw all levels in a row, over the values of both ends and the middle."""
     levels = np.arange(LEVELS, dtype=np.uint8).repeat(2)
-    block = Image.new("L", (levels.size, 2 * LINE_HEIGHT), PAPER)
-    block.paste(Image.fromarray(np.tile(levels, (LINE_HEIGHT, 1))))
+    bar = Image.fromarray(np.tile(levels, (LINE_HEIGHT, 1)))
+    block = ImageOps.expand(bar, (0, GAP, 0, LINE_HEIGHT), PAPER)
     for share in (0, 0.5, 1):
         value = scale.low + share * (scale.high - scale.low)
-        number = draw_text(f"{value:.3g}".replace("-", "−"))
-        block.paste(number, (int(share * (block.width - number.width)), LINE_HEIGHT))
+        number = draw_text(f"{value:.3g}")
+        left = int(share * (bar.width - number.width))
+        block.paste(number, (left, GAP + LINE_HEIGHT))
     return block
 
 
-def stack(blocks: Sequence[Page]) -> Page:
+@functools.lru_cache(1024)  # most texts recur from page to page
+def draw_text(text: object, height: int = LINE_HEIGHT, room: int = 1100) -> Image.Image:
+    """Draw a line of text; cut its end off where it would be wider than its room."""
+    font = FT2Font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
+    font.set_size(0.72 * height, 72)  # in points, of which 72 dots per inch make pixels
+    # The font lacks control characters, and many others that a name may have.
+    shown = "".join(c if font.get_char_index(ord(c)) else "\ufffd" for c in str(text))
+    font.set_text(shown)
+    while font.get_width_height()[0] > 64 * room:  # it counts 64 for a pixel
+        shown = f"{shown[:-2]}…"  # without its last letter, and the "…" that was there
+        font.set_text(shown)
+    font.draw_glyphs_to_bitmap()
+    letters = Image.fromarray(font.get_image())  # 0, and up to 255 where there is a letter
+    line = Image.new("L", (letters.width, height), PAPER)
+    baseline = 0.76 * height
+    bottom = baseline + font.get_descent() / 64  # some letters, such as g, reach lower
+    # Where a letter covers a pixel by half, the palette index is halfway, and a grey.
+    line.paste(INK, (0, round(bottom) - letters.height), letters)
+    return line
+
+
+def stack(blocks: Sequence[Image.Image]) -> Image.Image:
     """Put blocks below each other on a page that is just large enough."""
     width = max(block.width for block in blocks)
     height = sum(block.height for block in blocks)
-    page = Image.new("L", (width, height), PAPER)
-    top = 0
+    page = Image.new("L", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
+    top = MARGIN
     for block in blocks:
-        page.paste(block, (0, top))
+        page.paste(block, (MARGIN, top))
         top += block.height
-    return ImageOps.expand(page, MARGIN, PAPER)
-
-
-# Drawing text takes longer than all the rest together, and most texts recur from page to page.
-@functools.lru_cache(maxsize=1024)
-def draw_text(text: object, size: int = TEXT_SIZE, longest: int = LONGEST_LINE) -> Page:
-    """Draw a line in palette indices; leave out the middle of a text that is too long."""
-    text = printable(text)
-    if len(text) > longest:
-        half = (longest - 1) // 2
-        text = f"{text[:half]}…{text[-half:]}"
-    width = size * (len(text) + 1) / 72  # in inches; hardly any letter is wider than its size
-    height = LINE_HEIGHT / DOTS_PER_INCH * size / TEXT_SIZE
-    figure = Figure((width, height), DOTS_PER_INCH)  # its white is PAPER
-    # In grey INK on white PAPER, the edges of letters get the indices between. (matplotlib takes
-    # "0.937" for a grey.) 0.3 is the height of the baseline.
-    figure.text(0, 0.3, text, size=size, color=str(INK / 255), parse_math=False)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    indices = np.asarray(canvas.buffer_rgba())[:, :, 0]  # red; green and blue are the same
-    inked = np.flatnonzero(indices.min(axis=0) < PAPER)
-    return Image.fromarray(indices[:, : inked.max(initial=0) + 1])
+    return page
 
 
 def make_palette(cmap: str) -> bytes:
     """Give the RGB bytes of a colormap's levels and of the greys."""
     colormap = matplotlib.colormaps.get_cmap(cmap).resampled(LEVELS)
     levels = colormap(range(LEVELS))[:, :3]  # (239, 3), without alpha, from 0 to 1
-    greys = np.linspace([0, 0, 0], 1, GREYS)  # (17, 3)
-    return np.rint(255 * np.vstack([levels, greys])).astype(np.uint8).tobytes()
+    greys = np.linspace([0, 0, 0], 1, 256 - LEVELS)  # (17, 3)
+    colours = np.vstack([levels, greys])
+    return np.rint(255 * colours).astype(np.uint8).tobytes()
 
 
-def printable(text: object) -> str:
-    """Replace control characters, which a terminal would obey and a page cannot show."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
-
-
-def joined(*parts: object) -> str:
-    """Join the parts that are not empty, with dots between them."""
-    return " · ".join(str(part) for part in parts if part)
-
-
-def save_png(picture: Page, folder: str | Path, name: str) -> Path:
-    """Save a picture and its `info`; until the file is whole, an older one stays as it was."""
-    path = Path(folder, f"{name}.png")
-    metadata = PngInfo()
-    for key, value in picture.info.items():
-        if value:
+def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, object]) -> Path:
+    """Save a picture; until its file is whole, an older one stays as it was."""
+    chunks = PngInfo()
+    for key, text in metadata.items():
+        if text:
             # A file name that is not UTF-8 has surrogates, which no PNG can hold.
-            metadata.add_text(key, str(value).encode(errors="replace").decode())
+            chunks.add_text(key, str(text).encode(errors="replace").decode())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In a temporary folder: a temporary file would stay readable by its owner only (mode 0600).
-        with TemporaryDirectory(dir=path.parent) as beside:
-            unfinished = Path(beside, path.name)
-            picture.save(unfinished, pnginfo=metadata, compress_level=1)
+        with TemporaryDirectory(dir=path.parent) as folder:
+            unfinished = Path(folder, path.name)
+            picture.save(
+                unfinished, pnginfo=chunks, dpi=(DOTS_PER_INCH, DOTS_PER_INCH), compress_level=1
+            )
             unfinished.replace(path)
     except OSError as error:
         raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
@@ -432,196 +395,148 @@ def save_png(picture: Page, folder: str | Path, name: str) -> Path:
 
 
 EPILOG = """\
-With --scale layer, the scale goes from 0 to 6 after ReLU6, in viridis. Before ReLU6, it is in
-coolwarm, symmetric about zero, and ends at the 99th percentile of the magnitudes.
+With --scale layer, the scale is 0 to 6 after ReLU6, in viridis. Before ReLU6, it is symmetric about
+zero, in coolwarm, and ends at the 99th percentile of the magnitudes.
 
-example:      python Visualize.py --image_path cat.jpg dog.jpg --after relu --scale layer
 exit status:  0 all drawn, 2 wrong picture or option, 1 anything else (no connection), 130 Ctrl-C
 """
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser that answers a mistake with one line that says what to type."""
-
-    def error(self, message: str) -> None:
-        print_error(f"{message}; type: python Visualize.py --image_path PICTURE")
-        sys.exit(2)
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        usage="python Visualize.py --image_path PICTURE [PICTURE ...] [options]",
+        description="Draw MobileNet's feature maps: one page per layer, with every channel on it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # Four help texts that are too long for the lines below.
-    pictures = "one or more pictures, or patterns such as cats/*.jpg; several get a folder each"
-    after = "take the values after each convolution (default), its batch normalisation or its ReLU6"
-    scale = "draw each channel over its own range (default), or a layer's channels on one scale"
-    weights = "imagenet (default), none (untrained), or a file for this network without its head"
     add = parser.add_argument
-    add("--image_path", nargs="+", action="extend", required=True, metavar="PICTURE", help=pictures)
-    add("--output_dir", default="Images", metavar="FOLDER", help="where the pages go (Images)")
-    add("--after", choices=VALUES, default="conv", help=after)
-    add("--scale", choices=SCALES, default="channel", help=scale)
+    add(
+        "--image_path",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="PICTURE",
+        help="one or more pictures, or patterns such as cats/*.jpg; several get a folder each",
+    )
+    add("--output_dir", default="Images", help="where the pages go (Images)")
+    add("--after", choices=VALUES, default="conv", help="take the values after this step (conv)")
+    add("--scale", choices=SCALES, default="channel", help="what has a scale of its own (channel)")
     add("--cmap", help="a matplotlib colormap (gray, or see below)")
-    add("--weights", default="imagenet", help=weights)
+    add("--weights", default="imagenet", help="imagenet (default), none (untrained) or a file")
     add("--quiet", action="store_true", help="print only errors")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.weights not in ("imagenet", "none") and not os.path.isfile(args.weights):
+        parser.error(f"no such weights file: {args.weights!r}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command, with progress on stderr and the result on stdout; return the exit status."""
+    """Run the command, which prints to stderr; return the exit status."""
     args = parse_arguments(argv)
     try:
-        folders = plan_folders(args.image_path, Path(args.output_dir))
-        refuse_overwriting(folders)
-        # Progress goes to stderr, also that of Keras's download.
+        pictures = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
+        refuse_overwriting(pictures)
+        # Keras shows the progress of its download on stdout.
         with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stderr):
-            try:
-                drawn = draw_pictures(folders, args)
-            finally:
-                print_progress("")  # removes the last line of progress
+            drawn = draw_pictures(pictures, args)
+            if drawn:
+                print(f"{drawn} of {len(pictures)} pictures drawn, into {args.output_dir!r}")
     except KeyboardInterrupt:
         return 130
     except (ImportError, OSError, ValueError) as error:
-        # Without the weights to download, the command can still draw an untrained network.
-        hint = ", or use --weights none" if isinstance(error, ConnectionError) else ""
-        print_error(f"{error}{hint}")
-        # Only the file of --weights can be "not found" here: draw_pictures has caught pictures.
-        return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
-    if drawn and not args.quiet:
-        print_result(
-            f"{drawn} of {len(folders)} pictures drawn: 26 pages and {INPUT_NAME}.png each"
-        )
-    return 0 if drawn == len(folders) else 2
+        print(f"Visualize.py: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    return 0 if drawn == len(pictures) else 2
 
 
-def print_error(error: object) -> None:
-    print(f"Visualize.py: error: {printable(error)}", file=sys.stderr)
+def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
+    """Choose a folder for the pages of each picture: `output_dir` itself if there is only one.
 
-
-def print_progress(line: str) -> None:
-    """Print a line to stdout, which `main` sends to stderr.
-
-    In a terminal, it takes the place of the line before; an empty one only removes that.
+    Else, cats/1.jpg and dogs/1.jpg get `output_dir`/cats/1 and `output_dir`/dogs/1.
     """
-    if sys.stdout.isatty():
-        print(f"\r\x1b[K{line}", end="", flush=True)
-    elif line:
-        print(line)
-
-
-def print_result(line: str) -> None:
-    """Print the last line. If nobody can read it, the run has gone well all the same."""
-    try:
-        print(line, flush=True)
-    except OSError:  # the disk is full, or nobody reads the pipe
-        with contextlib.suppress(OSError):
-            sys.stdout.close()  # or Python would try again when it exits
-
-
-def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[str, Path]:
-    """Choose the folder for the pages of each picture.
-
-    One picture gets `output_dir` itself. Several get folders in it, arranged as the pictures are:
-    cats/1.jpg and dogs/1.jpg get `output_dir`/cats/1 and `output_dir`/dogs/1.
-    """
-    without_suffix = {}
+    paths = {}  # by absolute path, so that a.jpg and ./a.jpg are one
     for pattern in patterns:
-        # Some shells leave *.jpg to the program. What matches nothing is taken for a path.
-        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-        for picture in matches or [pattern]:
-            without_suffix[picture] = Path(os.path.abspath(picture)).with_suffix("")
-    if len(without_suffix) == 1:
-        return dict.fromkeys(without_suffix, output_dir)
-    common = os.path.commonpath([path.parent for path in without_suffix.values()])
-    folders = {}
-    for picture, path in without_suffix.items():
-        folder = output_dir / path.relative_to(common)
-        if folder in folders.values():
+        matches = [pattern]  # taken for a path if there is such a file, or if nothing matches
+        if not os.path.exists(pattern):
+            matches = sorted(glob.glob(pattern, recursive=True)) or matches
+        for path in matches:
+            paths[os.path.abspath(path)] = path
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    pictures = {}
+    for absolute, picture in paths.items():
+        folder = output_dir
+        if len(paths) > 1:
+            folder /= Path(absolute).relative_to(common).with_suffix("")
+        if folder in pictures:
             raise ValueError(f"{picture!r} and another would share {str(folder)!r}: rename one")
-        folders[picture] = folder
-    return folders
+        pictures[folder] = picture
+    return pictures
 
 
-def refuse_overwriting(folders: Mapping[str, Path]) -> None:
-    """Raise ValueError if one of the pictures, or somebody's `network_input.png`, would be lost.
-
-    Pages replace files of the same name without asking, because nobody else has a conv_dw_1.png.
-    """
-    pictures = {os.path.realpath(picture) for picture in folders}
-    for folder in folders.values():
-        for name in (*LAYERS, INPUT_NAME):
-            path = folder / f"{name}.png"
-            foreign = name == INPUT_NAME and path.exists() and is_foreign(path)
-            if foreign or os.path.realpath(path) in pictures:
-                raise ValueError(f"{str(path)!r} would be lost: choose another --output_dir")
+def refuse_overwriting(pictures: Mapping[Path, str]) -> None:
+    """Raise ValueError if a picture lies where a page will go."""
+    names = [f"{page}.png" for page in (*LAYERS, "network_input")]
+    folders = {os.path.realpath(folder) for folder in pictures}
+    for picture in pictures.values():
+        folder, name = os.path.split(os.path.realpath(picture))
+        if folder in folders and name in names:
+            raise ValueError(f"{picture!r} would be overwritten: choose another --output_dir")
 
 
-def is_foreign(path: Path) -> bool:
-    """Say whether a file lacks the title that `draw_pictures` gives to its own."""
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("Title") != INPUT_NAME
-    except Exception:  # it is no picture, or too large for one
-        return True
-
-
-def draw_pictures(folders: Mapping[str, Path], args: argparse.Namespace) -> int:
-    """Draw each picture's grids, and return how many pictures could be read."""
+def draw_pictures(pictures: Mapping[Path, str], args: argparse.Namespace) -> int:
+    """Draw each picture's pages, and return how many pictures could be read."""
+    scale = args.scale
     if args.after == "relu" and args.scale == "layer":
-        args.scale = (0, 6)  # the range of ReLU6, rather than symmetric about zero
-    grids = Visualize(scale=args.scale, cmap=args.cmap)
+        scale = (0, 6)  # the same for all layers and pictures
+    grids = Visualize(scale=scale, cmap=args.cmap)
     model = None
     drawn = 0
-    for number, (path, folder) in enumerate(folders.items(), start=1):
+    for folder, path in pictures.items():
         try:
             picture = read_picture(path)
-        except (OSError, ValueError) as error:
-            print_progress("")
-            print_error(error)
+        except OSError as error:
+            print(f"Visualize.py: error: {error}", file=sys.stderr)
             continue
+        if model is None:  # now, because it takes seconds, and only if the pages can be saved
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise OSError(f"cannot write into {str(folder)!r}")
+            print("Loading MobileNet ...")
+            load_tensorflow()
+            weights = None if args.weights == "none" else args.weights
+            model = Simple_Model(weights, args.after)
+            grids.values = model.values
+        drawn += 1
+        print(f"Drawing {path!r} ({drawn} of {len(pictures)}) into {str(folder)!r} ...")
         grids.output_dir = folder
         grids.source = os.path.basename(path)
-        if model is None:  # not before, because it takes seconds
-            print_progress("Loading MobileNet ...")
-            load_tensorflow()
-            model = Simple_Model(None if args.weights == "none" else args.weights, args.after)
-            grids.values = model.values
-        picture.info = {"Title": INPUT_NAME, "Source": grids.source}
-        save_png(picture, folder, INPUT_NAME)
-        print_progress(f"Drawing {path!r} ({number} of {len(folders)}) into {str(folder)!r} ...")
+        save_png(picture, folder / "network_input.png", {"Source": grids.source})
         # The model reads the picture once more, but it is upright, RGB and 224×224 already.
         grids.show_each_feature_map(model.get_feature_map(picture))
-        drawn += 1
     return drawn
 
 
 def load_tensorflow() -> None:
-    """Load TensorFlow; hide what its native code logs on stderr, unless loading fails."""
+    """Load TensorFlow; hide what its native code logs: it writes to descriptor 2 by itself."""
     stderr = os.dup(2)
-    with TemporaryFile() as messages:
-        os.dup2(messages.fileno(), 2)
-        try:
-            import keras
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import keras
 
-            keras.ops.zeros(1)  # the first operation looks for devices, and logs that, too
-        except Exception as error:
-            messages.seek(0)
-            os.write(stderr, messages.read())
-            raise ImportError(
-                f"cannot load TensorFlow ({error}): run 'pip install -r requirements.txt' again"
-            ) from error
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+        keras.ops.zeros(1)  # the first operation looks for devices, and logs that, too
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # what libraries have to say to programmers
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
-    # TensorFlow makes a million objects that stay. Garbage collection need not look at them often.
+    # TensorFlow makes a million objects that stay. Garbage collection looks at them seldom now,
     gc.set_threshold(10_000)
     status = main()
-    gc.freeze()  # nor when Python exits
+    gc.freeze()  # and not at all when Python exits.
     sys.exit(status)

@@ -16,12 +16,7 @@ SAMPLE = ROOT / "sample.jpg"
 SIZES = [(112, 32), (112, 64), (56, 64), (56, 128), (56, 128), (56, 128), (28, 128), (28, 256)]
 SIZES += [(28, 256), (28, 256), (14, 256), *[(14, 512)] * 11, (7, 512), *[(7, 1024)] * 3]
 
-# A page in pixels and palette indices.
-FIRST_X = 90  # of the first value of the first tile, under numbers
-FIRST_X_LABELLED = 18  # of the same, under labels
-FIRST_Y = 134
-GAP = 3  # between the values of two tiles
-LABEL_HEIGHT = 32  # of a label above a tile
+# Palette indices.
 LAST_LEVEL = 238
 INK = 239
 PAPER = 255
@@ -50,11 +45,11 @@ def tiles(path, spare=0):
         assert page.mode == "P"
         pixels = np.asarray(page)
         title = page.text["Title"]
-        label = LABEL_HEIGHT if page.text.get("Labels") else 0
     count, height, width = map(int, re.search(r"(\d+) \w+ of (\d+)×(\d+)", title).groups())
-    columns, zoom = map(int, re.findall(r"\d+", described(path)["tiles"])[:2])
+    numbers = map(int, re.findall(r"\d+", described(path)["tiles"]))
+    columns, zoom, _, first_x, first_y, tile_width, tile_height = numbers
     for place in range(count + spare):
         row, column = divmod(place, columns)
-        top = FIRST_Y + row * (zoom * height + GAP + label)
-        left = (FIRST_X_LABELLED if label else FIRST_X) + column * (zoom * width + GAP)
+        top = first_y + row * tile_height
+        left = first_x + column * tile_width
         yield pixels[top : top + zoom * height, left : left + zoom * width]
