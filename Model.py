@@ -1,6 +1,6 @@
 """Compute the feature maps of MobileNet's depthwise and pointwise convolutions.
 
-One Keras model has all the layers as outputs, so that one forward pass gives all the maps.
+One Keras model outputs all the layers, so one forward pass gives all the maps.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ LAYERS = [f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "p
 
 # Where in a layer its values can be taken, and what to call them.
 VALUES = {"conv": "convolution output", "bn": "batch-normalised", "relu": "activation after ReLU6"}
+
+WEIGHTS_FOLDER = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet"
 
 Picture = Union[str, os.PathLike, BinaryIO, Image.Image]
 
@@ -57,7 +59,7 @@ class Simple_Model:
         if weights is None:
             self.values += ", untrained weights"
         elif weights != "imagenet":
-            if not os.path.isfile(weights):  # told now, because loading Keras takes seconds
+            if not os.path.isfile(weights):  # checked now, because loading Keras takes seconds
                 raise ValueError(f"no such weights file: {os.fspath(weights)!r}")
             self.values += f", weights of {os.path.basename(weights)}"
         self.model = self.build_model()
@@ -65,37 +67,51 @@ class Simple_Model:
 
     def build_model(self) -> keras.Model:
         """Build one `keras.Model` that gives all outputs in a single forward pass."""
-        import keras  # here, because it takes seconds, and importing this module should not
+        import keras  # here, so that importing this module does not take seconds
 
         with default_settings():
-            # Without its dtype, an Input would follow yet another setting, floatx.
+            # An Input without a dtype follows the setting floatx.
             picture = keras.Input((224, 224, 3), dtype="float32")
             try:
                 network = keras.applications.MobileNet(
                     (224, 224, 3), include_top=False, weights=self.weights, input_tensor=picture
                 )
             except Exception as error:  # the download, h5py and Keras raise all kinds
-                raise weights_error(self.weights, error) from error
+                raise self._weights_error(error) from error
             suffix = "" if self.after == "conv" else f"_{self.after}"  # as in conv_dw_1_relu
             outputs = [network.get_layer(name + suffix).output for name in self.output_layers]
             return keras.Model(picture, outputs)
 
+    def _weights_error(self, error: Exception) -> Exception:
+        """Say in one line why the weights cannot be loaded, and what to do."""
+        # A failed download says "URL fetch failure on <address>: <number> -- <reason>".
+        reason = textwrap.shorten(str(error).rpartition(" -- ")[2], 70)
+        failure = f"cannot load weights {str(self.weights)!r} ({reason})"
+        if self.weights == "imagenet":
+            return OSError(
+                f"{failure}: download {WEIGHTS_FOLDER}/mobilenet_1_0_224_tf_no_top.h5 "
+                "with a browser, and give that file as weights (--weights)"
+            )
+        return ValueError(
+            f"{failure}: expected those of MobileNet((224, 224, 3), include_top=False)"
+        )
+
     def get_feature_map(self, img_path: Picture) -> list[np.ndarray]:
         """Compute the feature maps of a picture: a path, an open binary file or a PIL image.
 
-        Returns float32 arrays of shape (1, H, W, C) in the order of `output_layers`, the first one
-        (1, 112, 112, 32) and the last one (1, 7, 7, 1024). After ReLU6, values lie between 0 and 6;
-        before it, they are signed and unbounded. Raises OSError if the picture cannot be read.
+        Returns float32 arrays of shape (1, H, W, C) in the order of `output_layers`. Of all 26, the
+        first is (1, 112, 112, 32) and the last (1, 7, 7, 1024). After ReLU6, values lie between 0
+        and 6; before it, they have no bounds. Raises OSError if the picture cannot be read.
         """
         import keras
 
         pixels = np.asarray(read_picture(img_path), np.float32)  # (224, 224, 3), from 0 to 255
         batch = keras.applications.mobilenet.preprocess_input(pixels[np.newaxis])  # from -1 to 1
-        # Keras compiles predict_on_batch. That costs about what it saves in five calls, so the
-        # first five do without. Compiled code may give other last digits.
+        # Keras compiles predict_on_batch. Compiling takes as long as it saves in five calls, so the
+        # first five are not compiled. Compiled results may differ in the last digits.
         self._calls += 1
         compute = self.model if self._calls <= 5 else self.model.predict_on_batch
-        outputs = keras.tree.flatten(compute(batch))  # a list, even of a single output
+        outputs = keras.tree.flatten(compute(batch))  # a list, even for a single output
         return list(map(keras.ops.convert_to_numpy, outputs))
 
 
@@ -115,28 +131,12 @@ def default_settings() -> Iterator[None]:
         config.set_dtype_policy(policy)
 
 
-WEIGHTS_FOLDER = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet"
-
-
-def weights_error(weights: str | os.PathLike | None, error: Exception) -> Exception:
-    """Say in one line why weights cannot be loaded, and what to do."""
-    # A failed download says "URL fetch failure on <address>: <number> -- <reason>".
-    reason = textwrap.shorten(str(error).rpartition(" -- ")[2], 70)
-    failure = f"cannot load weights {str(weights)!r} ({reason})"
-    if weights == "imagenet":
-        return OSError(
-            f"{failure}: download {WEIGHTS_FOLDER}/mobilenet_1_0_224_tf_no_top.h5 "
-            "with a browser, and give that file as weights (--weights)"
-        )
-    return ValueError(f"{failure}: expected those of MobileNet((224, 224, 3), include_top=False)")
-
-
 def read_picture(img_path: Picture) -> Image.Image:
-    """Read the first frame of a picture as the network sees it: upright, over white, 224×224, RGB.
+    """Read a picture's first frame as the network sees it: upright, over white, RGB, 224×224.
 
-    Of a PIL image, the EXIF orientation counts, too: if you have turned it yourself, clear that, or
-    use `PIL.ImageOps.exif_transpose`. A transparent colour in the `info` of an RGB or grey image
-    does not count. Colour profiles are ignored. Raises OSError if the picture cannot be read.
+    Of a PIL image, the current frame and the EXIF orientation count (if you turn it yourself, use
+    `PIL.ImageOps.exif_transpose`, which clears that), but no transparent colour in the `info` of
+    an RGB or grey one. Colour profiles are ignored. Raises OSError if the picture cannot be read.
     """
     try:
         if isinstance(img_path, Image.Image):
@@ -150,20 +150,19 @@ def read_picture(img_path: Picture) -> Image.Image:
 
 def prepare(image: Image.Image, is_file: bool) -> Image.Image:
     """Give an image the colours, the size and the orientation that `read_picture` promises."""
+    colours = image
     if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
         colours = to_8_bits(image)
-    # Pillow's `convert` leaves the transparent colour of a palette behind in RGB and grey images,
-    # so there, only that of a file is believed.
-    elif image.has_transparency_data and (is_file or image.mode not in ("1", "L", "RGB")):
+    # Converted from a palette, RGB and grey images keep its transparent colour, which may now stand
+    # for any colour. So there, only that of a file is trusted.
+    elif image.has_transparency_data and (is_file or image.mode not in ("L", "RGB")):
         white = Image.new("RGBA", image.size, "white")
         colours = Image.alpha_composite(white, image.convert("RGBA"))
-    else:
-        colours = image
-    if colours.mode != "RGB":  # converting would copy a large picture for nothing
+    if colours.mode not in ("L", "RGB"):  # else, this would copy a large picture for nothing
         colours = colours.convert("RGB")
-    seen = colours.resize((224, 224), Image.Resampling.BICUBIC)
-    # exif_transpose is given nothing but the orientation: it writes an EXIF block anew, which fails
-    # where a camera left a malformed number in it.
+    seen = colours.resize((224, 224), Image.Resampling.BICUBIC).convert("RGB")
+    # exif_transpose gets nothing but the orientation: it rewrites the EXIF block, which fails if a
+    # camera left a malformed number there.
     orientation = image.getexif().get(Tag.Orientation, 1)
     seen.info.clear()
     seen.getexif()[Tag.Orientation] = orientation
@@ -174,13 +173,12 @@ def to_8_bits(grey: Image.Image) -> Image.Image:
     """Reduce deep grey to 224×224, and turn it into 0 for black to 255 for white; NaN is black."""
     numbers = np.asarray(grey.resize((224, 224), Image.Resampling.BICUBIC), np.float64)
     tags = getattr(grey, "tag_v2", {})  # of a TIFF
-    # Grey of up to 16 bits has mode I;16 (from a PPM file, I). White is the largest number of that
-    # many bits.
+    # Grey of 9 to 16 bits has mode I;16 (from a PPM file, I). Its white is the largest number.
     if grey.mode.startswith("I;16") or (grey.mode, grey.format) == ("I", "PPM"):
         bits = tags.get(Tag.BitsPerSample, [16])[0]
         ends = [0, 2**bits - 1]
-    else:  # deeper grey has no such number, so its own range is used
-        ends = [np.nanmin(numbers), np.nanmax(numbers)]
+    else:  # deeper grey has no fixed white, so its own range is used, which must not be empty
+        ends = [np.nanmin(numbers), np.nextafter(np.nanmax(numbers), np.inf)]
     levels = np.interp(numbers, ends, (0, 255))
     if tags.get(Tag.PhotometricInterpretation) == 0:  # zero is white
         levels = 255 - levels

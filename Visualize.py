@@ -2,7 +2,7 @@
 
 Values become levels, levels become tiles, and the tiles stand side by side on a page, which is
 saved as a PNG. matplotlib gives the colours and draws the texts; NumPy places the tiles, because
-with one matplotlib Axes for each of the 10,912 channels, a picture would take 90 seconds.
+with one matplotlib Axes for each of the 10,912 channels, one picture would take 90 seconds.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Visualize:
         """Choose where the pages go, how they look and what they say.
 
         `scale` is "channel" (each channel over its own range), "layer" (all channels on one scale,
-        symmetric about zero, or from zero if no value is negative) or its two ends, such as (0, 6).
+        symmetric about zero, or from zero if no value is negative) or two ends, such as (0, 6).
         `cmap` is a matplotlib colormap: by default gray for "channel", coolwarm where zero is the
         middle, else viridis. `values` says in words what the numbers are, as `Simple_Model.values`
-        does; `source` is the picture's name. The smaller side of `figsize` (inches, at 150 dots)
-        limits the grid without its labels: a value is a square of as many pixels as fit, at least
-        one. (A tile with a label is at least 80 wide.) `layer_type` and `layer_num` name a layer
-        that has no name. Raises ValueError if `scale` or `cmap` is unknown.
+        does; `source` is the picture's name. A value is a square of as many pixels as the smaller
+        side of `figsize` (inches, at 150 dots) allows for tiles, margins and row numbers, but of at
+        least one. (A tile with a label is at least 80 wide.) `layer_type` and `layer_num` name a
+        layer given without a name. Raises ValueError if `scale` or `cmap` is unknown.
         """
         matplotlib.colormaps.get_cmap(cmap)  # raises ValueError, but not for None
         self.output_dir = output_dir
@@ -73,7 +73,7 @@ class Visualize:
     ) -> list[Path]:
         """Draw and save many layers; return the paths of their pages, in the same order.
 
-        `feature_maps` are the arrays of all 26 LAYERS (ValueError if they are not 26), or a mapping
+        `feature_maps` are the arrays of all LAYERS (ValueError if there are not 26), or a mapping
         from names to arrays. Each goes through `proccess_each_feature_map`, with the same `labels`.
         """
         if not isinstance(feature_maps, Mapping):
@@ -83,7 +83,7 @@ class Visualize:
         jobs = []
         with ThreadPoolExecutor() as threads:
             for name, fmap in feature_maps.items():
-                # The side of the least square with room for all channels: 6 for 32 of them.
+                # The side of the smallest square that holds all channels: 6 for 32.
                 square = math.ceil(np.atleast_1d(fmap).shape[-1] ** 0.5)
                 jobs.append(
                     threads.submit(self.proccess_each_feature_map, square, fmap, name, labels)
@@ -126,7 +126,7 @@ class Visualize:
         if scale.shared:
             blocks.append(draw_colorbar(scale))
         page = stack(blocks)
-        page.putpalette(make_palette(scale.cmap))  # the bytes stay, the mode becomes P
+        page.putpalette(make_palette(scale.cmap))  # its bytes are palette indices
         path = Path(os.path.expanduser(self.output_dir), f"{name}.png")
         return save_png(page, path, self._describe(layer, scale, zoom, tiles))
 
@@ -134,15 +134,16 @@ class Visualize:
         """Say what a page shows, and how its values can be read back."""
         ends = f"{scale.low:.9g} to {scale.high:.9g}" if scale.shared else "see Channel ranges"
         _, _, height, width = tiles.shape
-        # Of the first value: above it are name, facts, numbers or a label, and a line of frame.
+        # Of the first value: above it are name, facts, gap, numbers or label, and a line of frame.
         left = MARGIN + (0 if layer.labels else NUMBERS_WIDTH) + 1
         top = MARGIN + NAME_HEIGHT + LINE_HEIGHT + GAP + LINE_HEIGHT + 1
         return {
             "Title": f"{layer.name} · {layer.facts}",
             "Source": self.source,
-            "Description": f"values: {self.values or 'not told'}\n"
+            "Description": f"values: {self.values or 'not given'}\n"
             f"range: {layer.lowest.min():.9g} to {layer.highest.max():.9g}\n"
             f"scale: {scale.words}, {ends}\n"
+            f"levels: palette index 0 at the low end to {LEVELS - 1} at the high end\n"
             f"colormap: {scale.cmap}\n"
             f"tiles: {layer.columns} in a row, {zoom}×{zoom} pixels per value, the first at "
             f"{left}, {top}, the next {width} to the right, the next row {height} down\n"
@@ -153,7 +154,7 @@ class Visualize:
 
 
 class Layer:
-    """A feature map (H, W, C) to draw in rows of tiles, with its labels and what it is like."""
+    """A feature map (H, W, C) to draw in rows of tiles, with its labels and properties."""
 
     def __init__(
         self,
@@ -171,7 +172,7 @@ class Layer:
         _, self.height, self.width, channels = shape
         if len(labels) not in (0, channels):
             raise ValueError(f"{name}: expected {channels} labels, not {len(labels)}")
-        self.fmap = np.asarray(fmap[0], np.float32)  # float64 would take twice as much
+        self.fmap = np.asarray(fmap[0], np.float32)  # float64 would take twice the memory
         if not np.isfinite(self.fmap).all():
             raise ValueError(f"{name}: some values are NaN or infinite")
         self.name = name
@@ -191,18 +192,18 @@ SCALES = ("channel", "layer")
 
 
 def checked_scale(choice: str | Sequence[float]) -> str | tuple[float, ...]:
-    """Return one of SCALES, or two finite, rising numbers; raise ValueError for anything else."""
+    """Return one of SCALES, or two finite numbers, the first smaller; else raise ValueError."""
     if isinstance(choice, str) and choice in SCALES:
         return choice
     ends = np.asarray(choice)
-    are_numbers = ends.dtype.kind in "iuf"  # whole or real ones
+    are_numbers = ends.dtype.kind in "iuf"  # integers or floats
     if are_numbers and ends.shape == (2,) and -math.inf < ends[0] < ends[1] < math.inf:
         return tuple(map(float, ends))
     raise ValueError(f"scale={choice!r}: choose channel, layer or two ends, such as (0, 6)")
 
 
 class Scale:
-    """How values become levels: `low` is the first level and `high` the last.
+    """How values become levels, and these colours: `low` becomes the first, `high` the last.
 
     They are numbers if all channels share the scale, else arrays with a number for each channel.
     """
@@ -230,7 +231,7 @@ class Scale:
             self.words += f" · {100 * beyond:.3g}% of the values beyond its ends"
 
     def levels(self, fmap: Array) -> Array:
-        """Turn values (H, W, C) into levels; what lies beyond the ends gets the level there."""
+        """Turn values (H, W, C) into levels, 0 to 238; those beyond the ends become 0 or 238."""
         span = self.high - self.low
         shares = (fmap - self.low) / (span + (span == 0))  # no division by 0
         levels = shares.clip(0, 1) * (LEVELS - 1)
@@ -245,18 +246,19 @@ def find_ends(layer: Layer) -> tuple[float, float]:
     """
     values = layer.fmap if layer.flat.all() else layer.fmap[..., ~layer.flat]
     magnitudes = np.abs(values)
-    # The percentile is 0 if nearly all values are, and the maximum if all are.
+    # If nearly all values are 0, so is the percentile; if all are 0, so is the maximum.
     high = float(np.quantile(magnitudes, 0.99) or magnitudes.max() or 1)
     low = -high if layer.lowest.min() < 0 else 0.0
     return low, high
 
 
-# All sizes are in pixels, of which 150 are an inch.
+# All sizes are in pixels, 150 to the inch.
 DOTS_PER_INCH = 150
 MARGIN = 17  # around a page
 NAME_HEIGHT = 52  # of the line with the layer's name
 LINE_HEIGHT = 32  # of other lines
-GAP = 12  # around the grid and its numbers, and above the colourbar
+GAP = 12  # above and below the grid, beside numbers and labels, and above the colourbar
+TEXT_WIDTH = 1100  # of a line of text, at most
 NUMBERS_WIDTH = 72  # left of the tiles
 
 
@@ -264,7 +266,7 @@ def find_zoom(layer: Layer, figsize: Sequence[float]) -> int:
     """Find how many pixels wide and high a value can be."""
     room = min(figsize) * DOTS_PER_INCH - 2 * MARGIN - NUMBERS_WIDTH
     tile = room // max(layer.rows, layer.columns) - 3  # its frame, and paper before the next tile
-    least = math.ceil(80 / layer.width) if layer.labels else 1  # five letters need 80 pixels
+    least = math.ceil(80 / layer.width) if layer.labels else 1  # for about five letters
     return max(least, int(tile // max(layer.height, layer.width)))
 
 
@@ -277,7 +279,7 @@ PAPER = 255  # white
 
 
 def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
-    """Draw a framed tile for each channel, under its label: (rows, columns, height, width)."""
+    """Draw a framed tile per channel, under its label, as (rows, columns, height, width)."""
     levels = scale.levels(layer.fmap).transpose(2, 0, 1)  # (C, H, W)
     squares = levels.repeat(zoom, axis=2).repeat(zoom, axis=1)
     channels, height, width = squares.shape
@@ -285,7 +287,7 @@ def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
         diagonal = np.eye(height, width, dtype=bool)
         squares[layer.flat] = np.where(diagonal | np.fliplr(diagonal), INK, PAPER)
     above = LINE_HEIGHT if layer.labels else 0
-    # Around the square, there is a pixel of frame, and then, right and below, one of paper.
+    # Around the square is a pixel of frame, and then, on the right and below, one of paper.
     shape = (layer.rows * layer.columns, above + height + 3, width + 3)
     tiles = np.full(shape, PAPER, np.uint8)
     tiles[:channels, above:-1, :-1] = FRAME
@@ -305,8 +307,7 @@ def draw_grid(layer: Layer, tiles: Array) -> Image.Image:
         return ImageOps.expand(grid, (0, GAP), PAPER)
     block = ImageOps.expand(grid, (NUMBERS_WIDTH, GAP + LINE_HEIGHT, 0, GAP), PAPER)
     # Numbers that would touch are left out.
-    widest = draw_text(columns).width + GAP
-    for column in range(0, columns, math.ceil(widest / width)):
+    for column in range(0, columns, math.ceil((draw_text(columns).width + GAP) / width)):
         number = draw_text(column)
         left = NUMBERS_WIDTH + column * width + (width - number.width) // 2
         block.paste(number, (left, GAP))
@@ -319,7 +320,7 @@ def draw_grid(layer: Layer, tiles: Array) -> Image.Image:
 
 
 def draw_colorbar(scale: Scale) -> Image.Image:
-    """Draw all levels in a row, over the values of both ends and the middle."""
+    """Draw all levels in a row, with the values of the ends and the middle below."""
     levels = np.arange(LEVELS, dtype=np.uint8).repeat(2)
     bar = Image.fromarray(np.tile(levels, (LINE_HEIGHT, 1)))
     block = ImageOps.expand(bar, (0, GAP, 0, LINE_HEIGHT), PAPER)
@@ -332,28 +333,28 @@ def draw_colorbar(scale: Scale) -> Image.Image:
 
 
 @functools.lru_cache(1024)  # most texts recur from page to page
-def draw_text(text: object, height: int = LINE_HEIGHT, room: int = 1100) -> Image.Image:
-    """Draw a line of text; cut its end off where it would be wider than its room."""
+def draw_text(text: object, height: int = LINE_HEIGHT, room: int = TEXT_WIDTH) -> Image.Image:
+    """Draw a line of text; cut its end off if it is wider than `room`."""
     font = FT2Font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
-    font.set_size(0.72 * height, 72)  # in points, of which 72 dots per inch make pixels
+    font.set_size(0.72 * height, 72)  # in points, which are pixels at 72 dots per inch
     # The font lacks control characters, and many others that a name may have.
     shown = "".join(c if font.get_char_index(ord(c)) else "\ufffd" for c in str(text))
     font.set_text(shown)
-    while font.get_width_height()[0] > 64 * room:  # it counts 64 for a pixel
-        shown = f"{shown[:-2]}…"  # without its last letter, and the "…" that was there
+    while font.get_width_height()[0] > 64 * room:  # in 64ths of a pixel
+        shown = f"{shown[:-2]}…"  # two characters fewer, and a new "…"
         font.set_text(shown)
     font.draw_glyphs_to_bitmap()
     letters = Image.fromarray(font.get_image())  # 0, and up to 255 where there is a letter
     line = Image.new("L", (letters.width, height), PAPER)
-    baseline = 0.76 * height
-    bottom = baseline + font.get_descent() / 64  # some letters, such as g, reach lower
-    # Where a letter covers a pixel by half, the palette index is halfway, and a grey.
+    # Letters stand at 0.76 of the height; some, such as g, reach lower. Where a letter covers half
+    # of a pixel, the index is halfway to PAPER: a grey.
+    bottom = 0.76 * height + font.get_descent() / 64
     line.paste(INK, (0, round(bottom) - letters.height), letters)
     return line
 
 
 def stack(blocks: Sequence[Image.Image]) -> Image.Image:
-    """Put blocks below each other on a page that is just large enough."""
+    """Stack blocks one below another on a page that is just large enough."""
     width = max(block.width for block in blocks)
     height = sum(block.height for block in blocks)
     page = Image.new("L", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
@@ -374,7 +375,7 @@ def make_palette(cmap: str) -> bytes:
 
 
 def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, object]) -> Path:
-    """Save a picture; until its file is whole, an older one stays as it was."""
+    """Save a picture; an older file stays until the new one is complete."""
     chunks = PngInfo()
     for key, text in metadata.items():
         if text:
@@ -382,7 +383,7 @@ def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, object]) -
             chunks.add_text(key, str(text).encode(errors="replace").decode())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In a temporary folder: a temporary file would stay readable by its owner only (mode 0600).
+        # In a temporary folder: a temporary file would be readable only by its owner (mode 0600).
         with TemporaryDirectory(dir=path.parent) as folder:
             unfinished = Path(folder, path.name)
             picture.save(
@@ -398,7 +399,7 @@ EPILOG = """\
 With --scale layer, the scale is 0 to 6 after ReLU6, in viridis. Before ReLU6, it is symmetric about
 zero, in coolwarm, and ends at the 99th percentile of the magnitudes.
 
-exit status:  0 all drawn, 2 wrong picture or option, 1 anything else (no connection), 130 Ctrl-C
+exit status:  0 all drawn, 2 wrong picture or option, 1 anything else (no connection), 130 stopped
 """
 
 
@@ -415,12 +416,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         action="extend",
         required=True,
-        metavar="PICTURE",
         help="one or more pictures, or patterns such as cats/*.jpg; several get a folder each",
     )
     add("--output_dir", default="Images", help="where the pages go (Images)")
     add("--after", choices=VALUES, default="conv", help="take the values after this step (conv)")
-    add("--scale", choices=SCALES, default="channel", help="what has a scale of its own (channel)")
+    add("--scale", choices=SCALES, default="channel", help="one scale for each (channel)")
     add("--cmap", help="a matplotlib colormap (gray, or see below)")
     add("--weights", default="imagenet", help="imagenet (default), none (untrained) or a file")
     add("--quiet", action="store_true", help="print only errors")
@@ -431,7 +431,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command, which prints to stderr; return the exit status."""
+    """Run the command, whose messages go to stderr; return the exit status."""
     args = parse_arguments(argv)
     try:
         pictures = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
@@ -456,12 +456,12 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
     """
     paths = {}  # by absolute path, so that a.jpg and ./a.jpg are one
     for pattern in patterns:
-        matches = [pattern]  # taken for a path if there is such a file, or if nothing matches
+        matches = [pattern]  # taken as a path if there is such a file, or if nothing matches
         if not os.path.exists(pattern):
             matches = sorted(glob.glob(pattern, recursive=True)) or matches
         for path in matches:
             paths[os.path.abspath(path)] = path
-    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    common = os.path.commonpath(map(os.path.dirname, paths))
     pictures = {}
     for absolute, picture in paths.items():
         folder = output_dir
@@ -497,7 +497,7 @@ def draw_pictures(pictures: Mapping[Path, str], args: argparse.Namespace) -> int
         except OSError as error:
             print(f"Visualize.py: error: {error}", file=sys.stderr)
             continue
-        if model is None:  # now, because it takes seconds, and only if the pages can be saved
+        if model is None:  # slow, so only once a picture is read and its pages can be saved
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise OSError(f"cannot write into {str(folder)!r}")
@@ -511,13 +511,13 @@ def draw_pictures(pictures: Mapping[Path, str], args: argparse.Namespace) -> int
         grids.output_dir = folder
         grids.source = os.path.basename(path)
         save_png(picture, folder / "network_input.png", {"Source": grids.source})
-        # The model reads the picture once more, but it is upright, RGB and 224×224 already.
+        # The model prepares it again; upright, RGB and 224×224 already, it stays the same.
         grids.show_each_feature_map(model.get_feature_map(picture))
     return drawn
 
 
 def load_tensorflow() -> None:
-    """Load TensorFlow; hide what its native code logs: it writes to descriptor 2 by itself."""
+    """Load TensorFlow; hide what its native code logs: it writes straight to descriptor 2."""
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -531,12 +531,13 @@ def load_tensorflow() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # what libraries have to say to programmers
+    warnings.simplefilter("ignore")  # those of libraries are meant for programmers
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
-    # TensorFlow makes a million objects that stay. Garbage collection looks at them seldom now,
+    # TensorFlow makes a million objects that stay: seldom look for garbage among them, and never
+    # when Python exits.
     gc.set_threshold(10_000)
     status = main()
-    gc.freeze()  # and not at all when Python exits.
+    gc.freeze()
     sys.exit(status)

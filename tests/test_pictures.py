@@ -52,6 +52,7 @@ def grey_pictures():
     small = Image.fromarray((RAMP * 1e-3 - 5).astype(np.float32))
     yield pytest.param(small, "TIFF", RAMP8, id="float of a small range")
     yield pytest.param(Image.fromarray(ODD), "TIFF", RAMP8, id="float with NaN")
+    yield pytest.param(Image.new("F", (224, 224), 7), "TIFF", RAMP8 * 0, id="constant float")
     yield pytest.param(Image.fromarray(RAMP.astype(np.float32)), "PPM", RAMP8, id="PFM")
 
 
@@ -159,7 +160,7 @@ def test_the_pixels_of_an_opaque_image_are_taken_as_they_are(mode, colour):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_deep_grey_takes_little_memory(tmp_path):
-    """A picture of 16 bits takes at most twice the memory per pixel of one of 8 bits."""
+    """Grey of 16 bits takes about twice the memory of 8 bits, and no copy of either is made."""
     code = "import sys; from Model import read_picture; read_picture(sys.argv[1])\n"
     code += "print(next(line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line))"
     peaks = {}
@@ -170,7 +171,8 @@ def test_deep_grey_takes_little_memory(tmp_path):
         command = [sys.executable, "-c", code, path]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         peaks[name] = int(done.stdout)
-    assert peaks["deep"] - peaks["none"] < 2.2 * (peaks["grey"] - peaks["none"])
+    assert peaks["grey"] - peaks["none"] < 1.4 * 36_000
+    assert peaks["deep"] - peaks["none"] < 1.4 * 72_000
 
 
 def test_colours_of_the_first_frame():
