@@ -35,7 +35,7 @@ class Vectors:
         for place, content in enumerate(files["bytes"]):
             picture = io.BytesIO(content)
             try:
-                pixels[place] = Model.read_picture(picture)
+                pixels[place] = np.asarray(Model.read_picture(picture))
             except OSError as error:  # it names the BytesIO
                 errors[place] = str(error).replace(str(picture), files["path"][place])
         means = self.model.predict_on_batch(self.preprocess(pixels)).tolist()
@@ -54,9 +54,9 @@ def compute(pictures: str, vectors: str, layer: str) -> None:
     ray.data.DataContext.get_current().checkpoint_config = done
     # Reading and writing mostly wait, so they leave the cores to the workers.
     files = ray.data.read_binary_files(pictures, include_paths=True, num_cpus=0, concurrency=2)
-    rows = files.map_batches(Vectors, batch_size=16, fn_constructor_args=(layer,), num_cpus=1)
+    rows = files.map_batches(Vectors, batch_size=8, fn_constructor_args=(layer,), num_cpus=1)
     schema = pa.schema({"path": "string", "vector": pa.list_(pa.float32()), "error": "string"})
-    rows.write_parquet(vectors, schema=schema, ray_remote_args={"num_cpus": 0}, concurrency=2)
+    rows.write_parquet(vectors, schema=schema, ray_remote_args={"num_cpus": 0}, concurrency=1)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def test_many_pictures_some_of_them_bad(tmp_path, pretrained):
     model = Simple_Model(after="relu", layers=["conv_dw_3"])
     rows = {row["path"]: row for row in rows}
     for path in paths:
-        means = model.get_feature_map(path)[0].mean(axis=(0, 1, 2))
+        means = model.get_feature_map(path)[0].mean(axis=(0, 1, 2), dtype=np.float64)
         assert rows[str(path)]["error"] is None
         np.testing.assert_allclose(rows[str(path)]["vector"], means, rtol=0, atol=1e-4)
     for path in bad:

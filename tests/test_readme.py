@@ -33,14 +33,15 @@ def written(tmp_path_factory, pretrained):
     (folder / "script.py").write_text("\n".join(SCRIPTS), encoding="utf-8")
     done = run(folder, "script.py")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "(1, 14, 14, 512)\n[447  51 427]\n"
+    assert done.stdout == "(1, 14, 14, 512)\n[373 274 464]\n"
+    assert done.stderr == ""
     return folder
 
 
 def test_scripts_write_what_they_name(written):
     for folder, names in (
         ("Lecture", {"kernels.png", "net.png", "sample.npz"}),
-        ("Grids", {"conv_dw_1.png", "conv_pw_6.png", "most_active.png"}),
+        ("Grids", {"eyes.png", "highest.png"}),
         ("Other", {"Conv1.png"}),
     ):
         assert set(os.listdir(written / folder)) == names
@@ -50,8 +51,8 @@ def test_scripts_write_what_they_name(written):
 
 def draw_shown(example, folder, written):
     """Draw a page that the README shows."""
-    if (written / "Lecture" / f"{example}.png").exists():
-        return written / "Lecture" / f"{example}.png"
+    for path in written.glob(f"*/{example}.png"):
+        return path
     after_relu = example.endswith("_after_relu")
     name = example.removesuffix("_after_relu")
     model = Simple_Model(after="relu" if after_relu else "conv")
@@ -97,39 +98,3 @@ def test_the_notebook_runs_as_it_stands(tmp_path, pretrained):
     resources = {"metadata": {"path": tmp_path / "examples"}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
     assert list((tmp_path / "Lecture").glob("*.png"))
-
-
-def test_many_pictures_some_of_them_bad(tmp_path, pretrained):
-    pytest.importorskip("ray", reason="Ray has no wheel for this Python")
-    import pyarrow.parquet
-
-    (tmp_path / "pictures").mkdir()
-    for number in (1, 2, 3):
-        Image.open(SAMPLE).rotate(number).save(tmp_path / "pictures" / f"{number}.jpg")
-    for name in ("bad1.jpg", "bad2.jpg"):
-        (tmp_path / "pictures" / name).write_bytes(SAMPLE.read_bytes()[:9000])
-    done = run(tmp_path, ROOT / "examples" / "many_pictures.py", "pictures", "vectors")
-    assert done.returncode == 0, done.stderr
-    rows = pyarrow.parquet.read_table(tmp_path / "vectors").to_pylist()
-    assert len({row["path"] for row in rows}) == len(rows) == 5
-    for row in rows:
-        if "bad" in os.path.basename(row["path"]):
-            assert row["vector"] is None
-            assert row["path"] in row["error"]
-        else:
-            assert len(row["vector"]) == 1024
-            assert row["error"] is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["none", "vectors"], "no such folder, or no file in it"),
-        ([".", "vectors", "--layer", "conv_pw_99"], "no layer 'conv_pw_99': choose conv_dw_1"),
-    ],
-)
-def test_mistakes_with_many_pictures(tmp_path, arguments, message):
-    done = run(tmp_path, ROOT / "examples" / "many_pictures.py", *arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
