@@ -144,8 +144,8 @@ def read_picture(img_path: Picture) -> Image.Image:
         with Image.open(img_path) as image:
             return prepare(image, is_file=True)
     except Exception as error:  # decoders raise SyntaxError, struct.error, KeyError, ...
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OSError(f"cannot read picture {str(img_path)!r:.150}: {reason:.120}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot read picture {str(img_path)!r:.150}: {reason!s:.120}") from error
 
 
 def prepare(image: Image.Image, is_file: bool) -> Image.Image:

@@ -1,8 +1,8 @@
 """Draw MobileNet's feature maps: one page per layer, with every channel on it.
 
 Values become levels, levels become tiles, and the tiles stand side by side on a page, which is
-saved as a PNG. matplotlib gives the colours and draws the texts; NumPy places the tiles, because
-with one matplotlib Axes for each of the 10,912 channels, one picture would take 90 seconds.
+saved as a PNG. matplotlib gives the colours and draws the texts. NumPy places the tiles: with one
+matplotlib Axes for each channel, a picture takes 90 seconds more, with one Figure for each page 5.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -215,20 +216,20 @@ class Scale:
         layer: Layer,
     ) -> None:
         self.shared = choice != "channel"
-        if not self.shared:
+        if choice == "channel":
             self.low = layer.lowest
             self.high = layer.highest
             self.cmap = cmap or "gray"
             self.words = "each tile over its own range"
             if layer.flat.any():
                 self.words += f" · {layer.flat.sum()} flat: crossed out"
-            return
-        self.low, self.high = find_ends(layer) if choice == "layer" else choice
-        self.cmap = cmap or ("coolwarm" if self.low == -self.high else "viridis")
-        self.words = "all tiles on one scale"
-        beyond = np.mean((layer.fmap < self.low) | (layer.fmap > self.high))
-        if beyond:
-            self.words += f" · {100 * beyond:.3g}% of the values beyond its ends"
+        else:
+            self.low, self.high = find_ends(layer) if choice == "layer" else choice
+            self.cmap = cmap or ("coolwarm" if self.low == -self.high else "viridis")
+            self.words = "all tiles on one scale"
+            beyond = np.mean((layer.fmap < self.low) | (layer.fmap > self.high))
+            if beyond:
+                self.words += f" · {100 * beyond:.3g}% of the values beyond its ends"
 
     def levels(self, fmap: Array) -> Array:
         """Turn values (H, W, C) into levels, 0 to 238; those beyond the ends become 0 or 238."""
@@ -248,8 +249,7 @@ def find_ends(layer: Layer) -> tuple[float, float]:
     magnitudes = np.abs(values)
     # If nearly all values are 0, so is the percentile; if all are 0, so is the maximum.
     high = float(np.quantile(magnitudes, 0.99) or magnitudes.max() or 1)
-    low = -high if layer.lowest.min() < 0 else 0.0
-    return low, high
+    return (-high if layer.lowest.min() < 0 else 0.0), high
 
 
 # All sizes are in pixels, 150 to the inch.
@@ -327,29 +327,33 @@ def draw_colorbar(scale: Scale) -> Image.Image:
     for share in (0, 0.5, 1):
         value = scale.low + share * (scale.high - scale.low)
         number = draw_text(f"{value:.3g}")
-        left = int(share * (bar.width - number.width))
-        block.paste(number, (left, GAP + LINE_HEIGHT))
+        left = share * (bar.width - number.width)
+        block.paste(number, (int(left), GAP + LINE_HEIGHT))
     return block
+
+
+FONT = FT2Font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
+FONT_LOCK = threading.Lock()  # a font can draw only one text at a time
 
 
 @functools.lru_cache(1024)  # most texts recur from page to page
 def draw_text(text: object, height: int = LINE_HEIGHT, room: int = TEXT_WIDTH) -> Image.Image:
     """Draw a line of text; cut its end off if it is wider than `room`."""
-    font = FT2Font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf")
-    font.set_size(0.72 * height, 72)  # in points, which are pixels at 72 dots per inch
     # The font lacks control characters, and many others that a name may have.
-    shown = "".join(c if font.get_char_index(ord(c)) else "\ufffd" for c in str(text))
-    font.set_text(shown)
-    while font.get_width_height()[0] > 64 * room:  # in 64ths of a pixel
-        shown = f"{shown[:-2]}…"  # two characters fewer, and a new "…"
-        font.set_text(shown)
-    font.draw_glyphs_to_bitmap()
-    letters = Image.fromarray(font.get_image())  # 0, and up to 255 where there is a letter
-    line = Image.new("L", (letters.width, height), PAPER)
-    # Letters stand at 0.76 of the height; some, such as g, reach lower. Where a letter covers half
-    # of a pixel, the index is halfway to PAPER: a grey.
-    bottom = 0.76 * height + font.get_descent() / 64
-    line.paste(INK, (0, round(bottom) - letters.height), letters)
+    shown = "".join(c if FONT.get_char_index(ord(c)) else "\ufffd" for c in str(text))
+    with FONT_LOCK:
+        FONT.set_size(0.72 * height, 72)  # in points, which are pixels at 72 dots per inch
+        FONT.set_text(shown)
+        while FONT.get_width_height()[0] > 64 * room:  # in 64ths of a pixel
+            shown = f"{shown[:-2]}…"  # two characters fewer, and a new "…"
+            FONT.set_text(shown)
+        FONT.draw_glyphs_to_bitmap()
+        letters = Image.fromarray(FONT.get_image())  # 0, and up to 255 where there is a letter
+        line = Image.new("L", (letters.width, height), PAPER)
+        # Letters stand at 0.76 of the height; some, such as g, reach lower. Where one covers half a
+        # pixel, the palette index is halfway from INK to PAPER: a grey.
+        bottom = 0.76 * height + FONT.get_descent() / 64
+        line.paste(INK, (0, round(bottom) - letters.height), letters)
     return line
 
 
@@ -370,8 +374,7 @@ def make_palette(cmap: str) -> bytes:
     colormap = matplotlib.colormaps.get_cmap(cmap).resampled(LEVELS)
     levels = colormap(range(LEVELS))[:, :3]  # (239, 3), without alpha, from 0 to 1
     greys = np.linspace([0, 0, 0], 1, 256 - LEVELS)  # (17, 3)
-    colours = np.vstack([levels, greys])
-    return np.rint(255 * colours).astype(np.uint8).tobytes()
+    return np.rint(255 * np.vstack([levels, greys])).astype(np.uint8).tobytes()
 
 
 def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, object]) -> Path:
@@ -503,8 +506,7 @@ def draw_pictures(pictures: Mapping[Path, str], args: argparse.Namespace) -> int
                 raise OSError(f"cannot write into {str(folder)!r}")
             print("Loading MobileNet ...")
             load_tensorflow()
-            weights = None if args.weights == "none" else args.weights
-            model = Simple_Model(weights, args.after)
+            model = Simple_Model(None if args.weights == "none" else args.weights, args.after)
             grids.values = model.values
         drawn += 1
         print(f"Drawing {path!r} ({drawn} of {len(pictures)}) into {str(folder)!r} ...")
