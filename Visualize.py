@@ -2,7 +2,7 @@
 
 Values become levels, levels become tiles, and the tiles stand side by side on a page, which is
 saved as a PNG. matplotlib gives the colours and draws the texts. NumPy places the tiles: with one
-matplotlib Axes for each channel, a picture takes 90 seconds more, with one Figure for each page 5.
+matplotlib Axes for each channel, a picture takes about 100 seconds; with one Figure a page, 5 more.
 """
 
 from __future__ import annotations
