@@ -1,11 +1,10 @@
 """Write the mean activation of every channel of one layer, for many pictures, with Ray Data.
 
-PICTURES and VECTORS are folders or buckets (s3://bucket/folder). Each file in PICTURES and its
-subfolders becomes a row: `path`, `vector` (the mean of each channel, after ReLU6) and `error` (why
-there is none). If a worker dies, Ray repeats its work. If you stop the job, the same command does
-the rest, as VECTORS.done says which paths are done. For another layer, delete both.
-
-Run Visualize.py once before, on every machine, so that the weights are in Keras's cache.
+PICTURES and VECTORS are folders (for several machines, on a disk that they share) or buckets
+(s3://bucket/folder). Each file in PICTURES and its subfolders becomes a row in VECTORS/LAYER:
+`path`, `vector` (the mean of each channel, after ReLU6) and `error` (why there is none). If a
+worker dies, Ray repeats its work. If you stop the job, the same command does what is left.
+First run Visualize.py once on every machine, so that the weights are in Keras's cache.
 """
 
 import io
@@ -13,63 +12,64 @@ import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
-import numpy as np
-
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import Model
 
 
 class Vectors:
-    """A worker: it loads the network up to the layer, then turns batches of files into rows."""
+    """A worker: it loads the network up to the layer once, then turns each path into a row."""
 
-    def __init__(self, layer: str) -> None:
-        import keras
+    def __init__(self, layer: str, disk) -> None:
+        self.model = Model.Simple_Model(after="relu", layers=[layer])
+        self.disk = disk
 
-        part = Model.Simple_Model(after="relu", layers=[layer]).model
-        self.model = keras.Model(part.input, keras.ops.mean(part.outputs[0], axis=(1, 2)))
-        self.preprocess = keras.applications.mobilenet.preprocess_input
-
-    def __call__(self, files: dict) -> dict:
-        errors = [None] * len(files["path"])
-        pixels = np.zeros((len(errors), 224, 224, 3), np.float32)
-        for place, content in enumerate(files["bytes"]):
-            picture = io.BytesIO(content)
-            try:
-                pixels[place] = np.asarray(Model.read_picture(picture))
-            except OSError as error:  # it names the BytesIO
-                errors[place] = str(error).replace(str(picture), files["path"][place])
-        means = self.model.predict_on_batch(self.preprocess(pixels)).tolist()
-        vectors = [None if error else mean for error, mean in zip(errors, means)]
-        return {"path": files["path"], "vector": vectors, "error": errors}
+    def __call__(self, file: dict) -> dict:
+        path, picture = file["item"], io.BytesIO()
+        try:
+            with self.disk.open_input_file(path) as content:
+                picture.write(content.read())  # Pillow reads it from its start
+            (activations,) = self.model.get_feature_map(picture)  # (1, H, W, C)
+        except OSError as error:  # Model's names the BytesIO
+            return {"path": path, "vector": None, "error": str(error).replace(str(picture), path)}
+        means = activations.mean(axis=(0, 1, 2), dtype=float)  # float32 would lose three digits
+        return {"path": path, "vector": means.tolist(), "error": None}
 
 
 def compute(pictures: str, vectors: str, layer: str) -> None:
     import pyarrow as pa
     import ray
-    from ray.data.checkpoint import CheckpointConfig
+    from pyarrow import fs, parquet
 
+    disk, folder = fs.FileSystem.from_uri(pictures)
+    found = disk.get_file_info(fs.FileSelector(folder, recursive=True))
+    paths = {file.path for file in found if file.is_file}
+    schema = pa.schema({"path": "string", "vector": pa.list_(pa.float32()), "error": "string"})
+    try:
+        rows = parquet.read_table(vectors, columns=["path"], schema=schema)  # perhaps no files yet
+        left = sorted(paths.difference(rows["path"].to_pylist()))
+    except FileNotFoundError:  # the first run
+        left = sorted(paths)
+    print(f"{len(paths)} files in {pictures!r}, {len(left)} of them to do")
+    if not left:
+        return
     threads = {"TF_NUM_INTRAOP_THREADS": "1"}  # because Ray starts a worker for each core
     ray.init(runtime_env={"py_modules": [Model], "env_vars": threads})
-    done = CheckpointConfig("path", f"{vectors}.done", delete_checkpoint_on_success=False)
-    ray.data.DataContext.get_current().checkpoint_config = done
-    # Reading and writing mostly wait, so they leave the cores to the workers.
-    files = ray.data.read_binary_files(pictures, include_paths=True, num_cpus=0, concurrency=2)
-    rows = files.map_batches(Vectors, batch_size=8, fn_constructor_args=(layer,), num_cpus=1)
-    schema = pa.schema({"path": "string", "vector": pa.list_(pa.float32()), "error": "string"})
-    rows.write_parquet(vectors, schema=schema, ray_remote_args={"num_cpus": 0}, concurrency=1)
+    files = ray.data.from_items(left, override_num_blocks=len(left) // 100 + 1)
+    rows = files.map(Vectors, fn_constructor_args=(layer, disk))
+    no_core = {"num_cpus": 0}  # writing mostly waits, so it leaves the cores to the workers
+    rows.write_parquet(vectors, schema=schema, min_rows_per_file=1000, ray_remote_args=no_core)
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("pictures", metavar="PICTURES")
     parser.add_argument("vectors", metavar="VECTORS")
-    parser.add_argument("--layer", default="conv_pw_12", choices=Model.LAYERS, metavar="LAYER")
+    parser.add_argument("--layer", default="conv_pw_12", help="conv_dw_1 to 13, conv_pw_1 to 13")
     args = parser.parse_args()
-    names = (args.pictures, args.vectors)
+    if args.layer not in Model.LAYERS:
+        sys.exit(f"no layer {args.layer!r}: choose from conv_dw_1 to conv_pw_13")
+    names = (args.pictures, f"{args.vectors}/{args.layer}")
     pictures, vectors = (name if "://" in name else os.path.abspath(name) for name in names)
-    files = (names for *_, names in os.walk(pictures, followlinks=True))
-    if "://" not in pictures and not any(files):
-        sys.exit(f"no such folder, or no file in it: {pictures!r}")
     try:
         compute(pictures, vectors, args.layer)
     except (ImportError, OSError, ValueError, KeyboardInterrupt) as error:

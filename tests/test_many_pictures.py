@@ -25,19 +25,21 @@ def test_many_pictures_some_of_them_bad(tmp_path, pretrained):
     for folder in ("pictures", "linked"):
         (tmp_path / folder).mkdir()
     (tmp_path / "pictures" / "link").symlink_to(tmp_path / "linked", target_is_directory=True)
-    paths = [tmp_path / "pictures" / name for name in NAMES]
-    paths.append(tmp_path / "pictures" / "link" / "far.jpg")
-    for number, path in enumerate(paths):
-        Image.open(SAMPLE).rotate(number).save(path)
     bad = [tmp_path / "pictures" / "cut.jpg", tmp_path / "pictures" / "no picture.txt"]
     bad[0].write_bytes(SAMPLE.read_bytes()[:9000])
     bad[1].write_text("no picture")
-    for _ in range(2):  # the second time, all is done already
-        done = many_pictures(tmp_path, "pictures", "vectors", "--layer", "conv_dw_3")
+    paths = [tmp_path / "pictures" / name for name in [*NAMES, "link/far.jpg"]]
+    (tmp_path / "vectors" / "conv_dw_1").mkdir(parents=True)  # as a job does that is stopped early
+    # The first run does not find far.jpg, the second does it alone, and the third does nothing.
+    for found in (paths[:-1], paths, paths):
+        for number, path in enumerate(found):
+            Image.open(SAMPLE).rotate(number).save(path)
+        done = many_pictures(tmp_path, "pictures", "vectors", "--layer", "conv_dw_1")
         assert done.returncode == 0, done.stderr
-        rows = parquet.read_table(tmp_path / "vectors").to_pylist()
-        assert sorted(row["path"] for row in rows) == sorted(map(str, paths + bad))
-    model = Simple_Model(after="relu", layers=["conv_dw_3"])
+        rows = parquet.read_table(tmp_path / "vectors" / "conv_dw_1").to_pylist()
+        assert sorted(row["path"] for row in rows) == sorted(map(str, [*found, *bad]))
+    assert done.stdout == f"7 files in {str(tmp_path / 'pictures')!r}, 0 of them to do\n"
+    model = Simple_Model(after="relu", layers=["conv_dw_1"])
     rows = {row["path"]: row for row in rows}
     for path in paths:
         means = model.get_feature_map(path)[0].mean(axis=(0, 1, 2), dtype=np.float64)
@@ -45,19 +47,20 @@ def test_many_pictures_some_of_them_bad(tmp_path, pretrained):
         np.testing.assert_allclose(rows[str(path)]["vector"], means, rtol=0, atol=1e-4)
     for path in bad:
         assert rows[str(path)]["vector"] is None
-        assert f"cannot read picture '{path}'" in rows[str(path)]["error"].replace('"', "'")
+        assert f"cannot read picture '{path}'" in rows[str(path)]["error"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message", "status"),
+    ("arguments", "message"),
     [
-        (["none", "vectors"], "no such folder, or no file in it", 1),
-        ([".", "vectors", "--layer", "conv_pw_99"], "invalid choice: 'conv_pw_99'", 2),
+        (["none", "vectors"], "none'. Detail: [errno 2] No such file or directory"),
+        ([".", "vectors", "--layer", "conv_pw_99"], "no layer 'conv_pw_99': choose from"),
     ],
 )
-def test_mistakes_with_many_pictures(tmp_path, arguments, message, status):
+def test_mistakes_with_many_pictures(tmp_path, arguments, message):
+    pytest.importorskip("ray", reason="Ray has no wheel for this Python")
     done = many_pictures(tmp_path, *arguments)
-    assert done.returncode == status
-    assert message in done.stderr.splitlines()[-1]
-    assert len(done.stderr.splitlines()) == status  # argparse says how the command is used, too
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert os.listdir(tmp_path) == []
