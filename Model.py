@@ -105,10 +105,10 @@ class Simple_Model:
         """
         import keras
 
-        pixels = np.asarray(read_picture(img_path), np.float32)  # (224, 224, 3), from 0 to 255
+        pixels = np.asarray(read_picture(img_path), "float32")  # (224, 224, 3), from 0 to 255
         batch = keras.applications.mobilenet.preprocess_input(pixels[np.newaxis])  # from -1 to 1
-        # Keras compiles predict_on_batch. Compiling takes as long as it saves in five calls, so the
-        # first five are not compiled. Compiled results may differ in the last digits.
+        # Keras compiles predict_on_batch. That pays only from the sixth call on: compiling takes as
+        # long as it saves in five. Compiled results may differ in the last digits.
         self._calls += 1
         compute = self.model if self._calls <= 5 else self.model.predict_on_batch
         outputs = keras.tree.flatten(compute(batch))  # a list, even for a single output
@@ -134,9 +134,9 @@ def default_settings() -> Iterator[None]:
 def read_picture(img_path: Picture) -> Image.Image:
     """Read a picture's first frame as the network sees it: upright, over white, RGB, 224×224.
 
-    Of a PIL image, the current frame and the EXIF orientation count (if you turn it yourself, use
-    `PIL.ImageOps.exif_transpose`, which clears that), but no transparent colour in the `info` of
-    an RGB or grey one. Colour profiles are ignored. Raises OSError if the picture cannot be read.
+    A PIL image gives its current frame, turned as its EXIF orientation says (which
+    `PIL.ImageOps.exif_transpose` clears). Ignored are colour profiles, and a transparent colour in
+    the `info` of an RGB or grey PIL image. Raises OSError if the picture cannot be read.
     """
     try:
         if isinstance(img_path, Image.Image):
@@ -153,8 +153,8 @@ def prepare(image: Image.Image, is_file: bool) -> Image.Image:
     colours = image
     if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
         colours = to_8_bits(image)
-    # Converted from a palette, RGB and grey images keep its transparent colour, which may now stand
-    # for any colour. So there, only that of a file is trusted.
+    # An RGB or grey image that was converted from a palette keeps the palette's transparent colour,
+    # which other pixels may now have. So in these modes, only a file's is trusted.
     elif image.has_transparency_data and (is_file or image.mode not in ("L", "RGB")):
         white = Image.new("RGBA", image.size, "white")
         colours = Image.alpha_composite(white, image.convert("RGBA"))
@@ -171,13 +171,13 @@ def prepare(image: Image.Image, is_file: bool) -> Image.Image:
 
 def to_8_bits(grey: Image.Image) -> Image.Image:
     """Reduce deep grey to 224×224, and turn it into 0 for black to 255 for white; NaN is black."""
-    numbers = np.asarray(grey.resize((224, 224), Image.Resampling.BICUBIC), np.float64)
+    numbers = np.asarray(grey.resize((224, 224), Image.Resampling.BICUBIC), float)
     tags = getattr(grey, "tag_v2", {})  # of a TIFF
-    # Grey of 9 to 16 bits has mode I;16 (from a PPM file, I). Its white is the largest number.
+    # Grey of 9 to 16 bits has mode I;16 (from a PPM file, I). Its white has all bits set.
     if grey.mode.startswith("I;16") or (grey.mode, grey.format) == ("I", "PPM"):
         bits = tags.get(Tag.BitsPerSample, [16])[0]
         ends = [0, 2**bits - 1]
-    else:  # deeper grey has no fixed white, so its own range is used, which must not be empty
+    else:  # deeper grey has no fixed white, so its own range is used, widened so as not to be empty
         ends = [np.nanmin(numbers), np.nextafter(np.nanmax(numbers), np.inf)]
     levels = np.interp(numbers, ends, (0, 255))
     if tags.get(Tag.PhotometricInterpretation) == 0:  # zero is white
