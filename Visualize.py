@@ -1,8 +1,8 @@
 """Draw MobileNet's feature maps: one page per layer, with every channel on it.
 
-Values become levels, levels become tiles, and the tiles stand side by side on a page, which is
-saved as a PNG. matplotlib gives the colours and draws the texts. NumPy places the tiles: with one
-matplotlib Axes for each channel, a picture takes about 100 seconds; with one Figure a page, 5 more.
+Values become levels (numbers of colours), levels become tiles, and tiles stand side by side on a
+page, saved as a PNG. matplotlib gives the colours and draws the texts. NumPy places the tiles: an
+Axes for each channel would take 100 seconds a picture, a Figure for each page 5 more than this.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Visualize:
         symmetric about zero, or from zero if no value is negative) or two ends, such as (0, 6).
         `cmap` is a matplotlib colormap: by default gray for "channel", coolwarm where zero is the
         middle, else viridis. `values` says in words what the numbers are, as `Simple_Model.values`
-        does; `source` is the picture's name. A value is a square of as many pixels as the smaller
-        side of `figsize` (inches, at 150 dots) allows for tiles, margins and row numbers, but of at
-        least one. (A tile with a label is at least 80 wide.) `layer_type` and `layer_num` name a
-        layer given without a name. Raises ValueError if `scale` or `cmap` is unknown.
+        does; `source` is the picture's name. Each value is a square, as large as fits tiles,
+        margins and row numbers into the smaller side of `figsize` (inches, at 150 dots), but at
+        least one pixel. (A tile with a label is at least 80 wide.) `layer_type` and `layer_num`
+        name a layer given without a name. Raises ValueError if `scale` or `cmap` is wrong.
         """
         matplotlib.colormaps.get_cmap(cmap)  # raises ValueError, but not for None
         self.output_dir = output_dir
@@ -158,12 +158,7 @@ class Layer:
     """A feature map (H, W, C) to draw in rows of tiles, with its labels and properties."""
 
     def __init__(
-        self,
-        name: str,
-        fmap: Array,
-        values: str | None,
-        labels: Sequence,
-        columns: int,
+        self, name: str, fmap: Array, values: str | None, labels: Sequence, columns: int
     ) -> None:
         if os.path.basename(name) != name:  # such as a/b
             raise ValueError(f"{name!r} cannot be the name of a page")
@@ -180,7 +175,8 @@ class Layer:
         self.labels = list(map(str, labels))
         self.columns = columns
         self.rows = math.ceil(channels / columns)
-        size = f"{channels} channel{'s' if channels > 1 else ''} of {self.height}×{self.width}"
+        what = "tile" if self.labels else "channel"  # labels may name layers, or pictures
+        size = f"{channels} {what}{'s' if channels > 1 else ''} of {self.height}×{self.width}"
         self.facts = f"{values} · {size}" if values else size
         self.lowest = self.fmap.min((0, 1))  # (C,)
         self.highest = self.fmap.max((0, 1))  # (C,)
@@ -204,9 +200,9 @@ def checked_scale(choice: str | Sequence[float]) -> str | tuple[float, ...]:
 
 
 class Scale:
-    """How values become levels, and these colours: `low` becomes the first, `high` the last.
+    """How values become levels: `low` becomes the first, `high` the last; `cmap` colours them.
 
-    They are numbers if all channels share the scale, else arrays with a number for each channel.
+    The two ends are numbers if all channels share the scale, else arrays with one for each channel.
     """
 
     def __init__(
@@ -232,7 +228,7 @@ class Scale:
                 self.words += f" · {100 * beyond:.3g}% of the values beyond its ends"
 
     def levels(self, fmap: Array) -> Array:
-        """Turn values (H, W, C) into levels, 0 to 238; those beyond the ends become 0 or 238."""
+        """Turn values (H, W, C) into levels, from 0 to LEVELS - 1; clip those beyond the ends."""
         span = self.high - self.low
         shares = (fmap - self.low) / (span + (span == 0))  # no division by 0
         levels = shares.clip(0, 1) * (LEVELS - 1)
@@ -306,7 +302,7 @@ def draw_grid(layer: Layer, tiles: Array) -> Image.Image:
     if layer.labels:
         return ImageOps.expand(grid, (0, GAP), PAPER)
     block = ImageOps.expand(grid, (NUMBERS_WIDTH, GAP + LINE_HEIGHT, 0, GAP), PAPER)
-    # Numbers that would touch are left out.
+    # Numbers that would touch are left out; none is wider than `columns` would be.
     for column in range(0, columns, math.ceil((draw_text(columns).width + GAP) / width)):
         number = draw_text(column)
         left = NUMBERS_WIDTH + column * width + (width - number.width) // 2
@@ -350,8 +346,8 @@ def draw_text(text: object, height: int = LINE_HEIGHT, room: int = TEXT_WIDTH) -
         FONT.draw_glyphs_to_bitmap()
         letters = Image.fromarray(FONT.get_image())  # 0, and up to 255 where there is a letter
         line = Image.new("L", (letters.width, height), PAPER)
-        # Letters stand at 0.76 of the height; some, such as g, reach lower. Where one covers half a
-        # pixel, the palette index is halfway from INK to PAPER: a grey.
+        # Letters stand at 0.76 of the height; some, such as g, reach lower. Their soft edges get
+        # indices between INK and PAPER: greys.
         bottom = 0.76 * height + FONT.get_descent() / 64
         line.paste(INK, (0, round(bottom) - letters.height), letters)
     return line
@@ -385,8 +381,8 @@ def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, object]) -
             # A file name that is not UTF-8 has surrogates, which no PNG can hold.
             chunks.add_text(key, str(text).encode(errors="replace").decode())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In a temporary folder: a temporary file would be readable only by its owner (mode 0600).
+        os.makedirs(path.parent, exist_ok=True)
+        # In a temporary folder: a page made as a temporary file would keep its mode, 0600.
         with TemporaryDirectory(dir=path.parent) as folder:
             unfinished = Path(folder, path.name)
             picture.save(
@@ -423,7 +419,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--output_dir", default="Images", help="where the pages go (Images)")
     add("--after", choices=VALUES, default="conv", help="take the values after this step (conv)")
-    add("--scale", choices=SCALES, default="channel", help="one scale for each (channel)")
+    add("--scale", choices=SCALES, default="channel", help="what gets its own scale (channel)")
     add("--cmap", help="a matplotlib colormap (gray, or see below)")
     add("--weights", default="imagenet", help="imagenet (default), none (untrained) or a file")
     add("--quiet", action="store_true", help="print only errors")
@@ -455,7 +451,7 @@ def main(argv: list[str] | None = None) -> int:
 def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
     """Choose a folder for the pages of each picture: `output_dir` itself if there is only one.
 
-    Else, cats/1.jpg and dogs/1.jpg get `output_dir`/cats/1 and `output_dir`/dogs/1.
+    Else, it is named after the path below the folder that the pictures share: cats/1, dogs/1.
     """
     paths = {}  # by absolute path, so that a.jpg and ./a.jpg are one
     for pattern in patterns:
@@ -500,8 +496,8 @@ def draw_pictures(pictures: Mapping[Path, str], args: argparse.Namespace) -> int
         except OSError as error:
             print(f"Visualize.py: error: {error}", file=sys.stderr)
             continue
-        if model is None:  # slow, so only once a picture is read and its pages can be saved
-            folder.mkdir(parents=True, exist_ok=True)
+        if model is None:  # slow, so only after a picture is read and its folder is made
+            os.makedirs(folder, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise OSError(f"cannot write into {str(folder)!r}")
             print("Loading MobileNet ...")

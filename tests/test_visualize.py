@@ -236,7 +236,7 @@ def test_labels_stand_on_each_tile(tmp_path):
     fmap = random_maps(14, 3)
     path = draw(tmp_path, fmap, 2, labels=[447, "eyes", 51])
     assert text_of(path)["Labels"] == "447\neyes\n51"
-    assert text_of(path)["Title"] == "layer · 3 channels of 14×14"
+    assert text_of(path)["Title"] == "layer · 3 tiles of 14×14"
     assert_own_ranges(path, fmap)
     others = draw(tmp_path, fmap, 2, "others", labels=[447, "ears", 51])
     assert (np.asarray(Image.open(path)) != np.asarray(Image.open(others))).any()
