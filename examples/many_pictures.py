@@ -1,10 +1,10 @@
 """Write the mean activation of every channel of one layer, for many pictures, with Ray Data.
 
-PICTURES and VECTORS are folders (for several machines, on a disk that they share) or buckets
-(s3://bucket/folder). Each file in PICTURES and its subfolders becomes a row in VECTORS/LAYER:
-`path`, `vector` (the mean of each channel, after ReLU6) and `error` (why there is none). If a
-worker dies, Ray repeats its work. If you stop the job, the same command does what is left.
-First run Visualize.py once on every machine, so that the weights are in Keras's cache.
+PICTURES and VECTORS are folders or buckets (s3://bucket/folder). Each file in PICTURES and its
+subfolders becomes a row in VECTORS/LAYER: `path`, `vector` (the mean of each channel, after ReLU6)
+and `error` (why there is none). If a worker dies, Ray repeats its work. If you stop the job, the
+same command does what is left. First run Visualize.py once, so that Keras has the weights. On a
+cluster (set RAY_ADDRESS), each machine needs them, and all must see PICTURES and VECTORS.
 """
 
 import io
