@@ -185,6 +185,13 @@ class Layer:
         self.flat = ranges <= 1e-6 * ranges.max()  # (C,)
 
 
+# A page is an image of palette indices: 0 to 238 are the levels of the colormap, 239 to 255 are
+# greys from black to white, for frames and for the soft edges of letters.
+LEVELS = 239  # an odd number, so that the middle of a symmetric scale is a level: zero
+INK = 239  # black
+FRAME = 249  # light grey
+PAPER = 255  # white
+
 SCALES = ("channel", "layer")
 
 
@@ -264,14 +271,6 @@ def find_zoom(layer: Layer, figsize: Sequence[float]) -> int:
     tile = room // max(layer.rows, layer.columns) - 3  # its frame, and paper before the next tile
     least = math.ceil(80 / layer.width) if layer.labels else 1  # for about five letters
     return max(least, int(tile // max(layer.height, layer.width)))
-
-
-# A page is an image of palette indices: 0 to 238 are the levels of the colormap, 239 to 255 are
-# greys from black to white, for frames and for the soft edges of letters.
-LEVELS = 239  # an odd number, so that the middle of a symmetric scale is a level: zero
-INK = 239  # black
-FRAME = 249  # light grey
-PAPER = 255  # white
 
 
 def draw_tiles(layer: Layer, scale: Scale, zoom: int) -> Array:
