@@ -70,7 +70,7 @@ class Simple_Model:
         import keras  # here, so that importing this module does not take seconds
 
         with default_settings():
-            # An Input without a dtype follows the setting floatx.
+            # Without a dtype here, the setting floatx would give one.
             picture = keras.Input((224, 224, 3), dtype="float32")
             try:
                 network = keras.applications.MobileNet(
@@ -107,8 +107,9 @@ class Simple_Model:
 
         pixels = np.asarray(read_picture(img_path), "float32")  # (224, 224, 3), from 0 to 255
         batch = keras.applications.mobilenet.preprocess_input(pixels[np.newaxis])  # from -1 to 1
-        # Keras compiles predict_on_batch. That pays only from the sixth call on: compiling takes as
-        # long as it saves in five. Compiled results may differ in the last digits.
+        # Keras compiles predict_on_batch, which takes as long as it saves in five calls. For a few
+        # pictures, nobody should wait for that: it starts with the sixth. Compiled results may
+        # differ in the last digits.
         self._calls += 1
         compute = self.model if self._calls <= 5 else self.model.predict_on_batch
         outputs = keras.tree.flatten(compute(batch))  # a list, even for a single output
@@ -134,9 +135,9 @@ def default_settings() -> Iterator[None]:
 def read_picture(img_path: Picture) -> Image.Image:
     """Read a picture's first frame as the network sees it: upright, over white, RGB, 224×224.
 
-    A PIL image gives its current frame, turned as its EXIF orientation says (which
-    `PIL.ImageOps.exif_transpose` clears). Ignored are colour profiles, and a transparent colour in
-    the `info` of an RGB or grey PIL image. Raises OSError if the picture cannot be read.
+    A PIL image gives its current frame, turned as its EXIF orientation says. (After
+    `PIL.ImageOps.exif_transpose`, it has none.) Ignored are colour profiles, and a transparent
+    colour in the `info` of an RGB or grey PIL image. Raises OSError if the picture cannot be read.
     """
     try:
         if isinstance(img_path, Image.Image):
@@ -153,12 +154,12 @@ def prepare(image: Image.Image, is_file: bool) -> Image.Image:
     colours = image
     if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
         colours = to_8_bits(image)
-    # An RGB or grey image that was converted from a palette keeps the palette's transparent colour,
-    # which other pixels may now have. So in these modes, only a file's is trusted.
+    # An RGB or grey image converted from a palette keeps its transparent colour, but opaque
+    # pixels may have it now, too. So in these modes, a transparent colour counts only in a file.
     elif image.has_transparency_data and (is_file or image.mode not in ("L", "RGB")):
         white = Image.new("RGBA", image.size, "white")
         colours = Image.alpha_composite(white, image.convert("RGBA"))
-    if colours.mode not in ("L", "RGB"):  # else, this would copy a large picture for nothing
+    if colours.mode not in ("L", "RGB"):  # these two need no copy in full size
         colours = colours.convert("RGB")
     seen = colours.resize((224, 224), Image.Resampling.BICUBIC).convert("RGB")
     # exif_transpose gets nothing but the orientation: it rewrites the EXIF block, which fails if a
@@ -177,7 +178,7 @@ def to_8_bits(grey: Image.Image) -> Image.Image:
     if grey.mode.startswith("I;16") or (grey.mode, grey.format) == ("I", "PPM"):
         bits = tags.get(Tag.BitsPerSample, [16])[0]
         ends = [0, 2**bits - 1]
-    else:  # deeper grey has no fixed white, so its own range is used, widened so as not to be empty
+    else:  # deeper grey has no fixed white, so use its own range; nextafter makes it never empty
         ends = [np.nanmin(numbers), np.nextafter(np.nanmax(numbers), np.inf)]
     levels = np.interp(numbers, ends, (0, 255))
     if tags.get(Tag.PhotometricInterpretation) == 0:  # zero is white

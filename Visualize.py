@@ -1,8 +1,8 @@
 """Draw MobileNet's feature maps: one page per layer, with every channel on it.
 
-Values become levels (numbers of colours), levels become tiles, and tiles stand side by side on a
+Values become levels (colour indices), levels become tiles, and tiles stand side by side on a
 page, saved as a PNG. matplotlib gives the colours and draws the texts. NumPy places the tiles: an
-Axes for each channel would take 100 seconds a picture, a Figure for each page 5 more than this.
+Axes for each channel would take 100 seconds a picture, a Figure for each page 5 more than NumPy.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ class Visualize:
         symmetric about zero, or from zero if no value is negative) or two ends, such as (0, 6).
         `cmap` is a matplotlib colormap: by default gray for "channel", coolwarm where zero is the
         middle, else viridis. `values` says in words what the numbers are, as `Simple_Model.values`
-        does; `source` is the picture's name. Each value is a square, as large as fits tiles,
-        margins and row numbers into the smaller side of `figsize` (inches, at 150 dots), but at
-        least one pixel. (A tile with a label is at least 80 wide.) `layer_type` and `layer_num`
-        name a layer given without a name. Raises ValueError if `scale` or `cmap` is wrong.
+        does; `source` is the picture's name. Each value is a square, as large as possible:
+        tiles, margins and row numbers must fit into the smaller side of `figsize` (inches, at 150
+        dots). But it has at least one pixel, and a tile with a label is at least 80 wide; labels
+        add to the height. `layer_type` and `layer_num` name a layer given without a name. Raises
+        ValueError if `scale` or `cmap` is wrong.
         """
         matplotlib.colormaps.get_cmap(cmap)  # raises ValueError, but not for None
         self.output_dir = output_dir
@@ -135,7 +136,7 @@ class Visualize:
         """Say what a page shows, and how its values can be read back."""
         ends = f"{scale.low:.9g} to {scale.high:.9g}" if scale.shared else "see Channel ranges"
         _, _, height, width = tiles.shape
-        # Of the first value: above it are name, facts, gap, numbers or label, and a line of frame.
+        # The first value is below the name, facts, gap, numbers or label, and a line of frame.
         left = MARGIN + (0 if layer.labels else NUMBERS_WIDTH) + 1
         top = MARGIN + NAME_HEIGHT + LINE_HEIGHT + GAP + LINE_HEIGHT + 1
         return {
@@ -187,9 +188,9 @@ class Layer:
 
 # A page is an image of palette indices: 0 to 238 are the levels of the colormap, 239 to 255 are
 # greys from black to white, for frames and for the soft edges of letters.
-LEVELS = 239  # an odd number, so that the middle of a symmetric scale is a level: zero
+LEVELS = 239  # an odd number, so that zero, the middle of a symmetric scale, is a level
 INK = 239  # black
-FRAME = 249  # light grey
+FRAME = 249  # grey
 PAPER = 255  # white
 
 SCALES = ("channel", "layer")
@@ -301,7 +302,7 @@ def draw_grid(layer: Layer, tiles: Array) -> Image.Image:
     if layer.labels:
         return ImageOps.expand(grid, (0, GAP), PAPER)
     block = ImageOps.expand(grid, (NUMBERS_WIDTH, GAP + LINE_HEIGHT, 0, GAP), PAPER)
-    # Numbers that would touch are left out; none is wider than `columns` would be.
+    # Numbers that would touch are left out. None of them is wider than the number `columns`.
     for column in range(0, columns, math.ceil((draw_text(columns).width + GAP) / width)):
         number = draw_text(column)
         left = NUMBERS_WIDTH + column * width + (width - number.width) // 2
@@ -345,7 +346,7 @@ def draw_text(text: object, height: int = LINE_HEIGHT, room: int = TEXT_WIDTH) -
         FONT.draw_glyphs_to_bitmap()
         letters = Image.fromarray(FONT.get_image())  # 0, and up to 255 where there is a letter
         line = Image.new("L", (letters.width, height), PAPER)
-        # Letters stand at 0.76 of the height; some, such as g, reach lower. Their soft edges get
+        # Letters stand at 0.76 of the height; some, such as g, reach lower. All soft edges get
         # indices between INK and PAPER: greys.
         bottom = 0.76 * height + FONT.get_descent() / 64
         line.paste(INK, (0, round(bottom) - letters.height), letters)
@@ -381,7 +382,7 @@ def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, object]) -
             chunks.add_text(key, str(text).encode(errors="replace").decode())
     try:
         os.makedirs(path.parent, exist_ok=True)
-        # In a temporary folder: a page made as a temporary file would keep its mode, 0600.
+        # A temporary file would give the page its mode, 0600; a temporary folder does not.
         with TemporaryDirectory(dir=path.parent) as folder:
             unfinished = Path(folder, path.name)
             picture.save(
@@ -454,7 +455,7 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
     """
     paths = {}  # by absolute path, so that a.jpg and ./a.jpg are one
     for pattern in patterns:
-        matches = [pattern]  # taken as a path if there is such a file, or if nothing matches
+        matches = [pattern]  # kept if it exists, or matches nothing
         if not os.path.exists(pattern):
             matches = sorted(glob.glob(pattern, recursive=True)) or matches
         for path in matches:
@@ -514,7 +515,7 @@ def draw_pictures(pictures: Mapping[Path, str], args: argparse.Namespace) -> int
 
 
 def load_tensorflow() -> None:
-    """Load TensorFlow; hide what its native code logs: it writes straight to descriptor 2."""
+    """Load Keras; hide what TensorFlow's native code logs, straight to descriptor 2."""
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -532,9 +533,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
-    # TensorFlow makes a million objects that stay: seldom look for garbage among them, and never
-    # when Python exits.
-    gc.set_threshold(10_000)
+    gc.set_threshold(10_000)  # TensorFlow makes a million objects that stay: seldom search them
     status = main()
-    gc.freeze()
+    gc.freeze()  # nor when Python exits
     sys.exit(status)
