@@ -2,9 +2,9 @@
 
 PICTURES and VECTORS are folders or buckets (s3://bucket/folder). Each file in PICTURES and its
 subfolders becomes a row in VECTORS/LAYER: `path`, `vector` (the mean of each channel, after ReLU6)
-and `error` (why there is none). If a worker dies, Ray repeats its work. If you stop the job, the
-same command does what is left. First run Visualize.py once, so that Keras has the weights. On a
-cluster (set RAY_ADDRESS), each machine needs them, and all must see PICTURES and VECTORS.
+and `error` (why there is none). Rows are saved by the thousand. If a worker dies, Ray repeats its
+work; if you stop the job, the same command does what is left. First run Visualize.py once, so that
+Keras has the weights. On a cluster (set RAY_ADDRESS), each machine needs them and both folders.
 """
 
 import io
@@ -49,7 +49,7 @@ def compute(pictures: str, vectors: str, layer: str) -> None:
         left = sorted(paths.difference(rows["path"].to_pylist()))
     except FileNotFoundError:  # the first run
         left = sorted(paths)
-    print(f"{len(paths)} files in {pictures!r}, {len(left)} of them to do")
+    print(f"{len(paths)} files in {pictures!r}, {len(left)} of them to do into {vectors!r}")
     if not left:
         return
     threads = {"TF_NUM_INTRAOP_THREADS": "1"}  # because Ray starts a worker for each core
@@ -64,7 +64,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("pictures", metavar="PICTURES")
     parser.add_argument("vectors", metavar="VECTORS")
-    parser.add_argument("--layer", default="conv_pw_12", help="conv_dw_1 to 13, conv_pw_1 to 13")
+    parser.add_argument("--layer", default="conv_pw_12", help="the layer (conv_pw_12)")
     args = parser.parse_args()
     if args.layer not in Model.LAYERS:
         sys.exit(f"no layer {args.layer!r}: choose from conv_dw_1 to conv_pw_13")
