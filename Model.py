@@ -1,6 +1,6 @@
 """Compute the feature maps of MobileNet's depthwise and pointwise convolutions.
 
-One Keras model outputs all the layers, so one forward pass gives all the maps.
+One Keras model outputs all chosen layers, so one forward pass gives all their maps.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Simple_Model:
 
         `weights` is "imagenet" (Keras downloads them once), None (an untrained network) or a file
         of weights for the network without its head. The feature maps of `layers` are taken `after`
-        the convolution ("conv"), its batch normalisation ("bn") or its ReLU6 ("relu"). Afterwards,
+        the convolution ("conv"), its batch normalisation ("bn") or its ReLU6 ("relu"). Then
         `values` says in words what the maps are, and `output_layers` names their layers.
 
         Raises ValueError if `after` or a layer is unknown, or a file of your own is missing or
@@ -70,7 +70,7 @@ class Simple_Model:
         import keras  # here, so that importing this module does not take seconds
 
         with default_settings():
-            # Without a dtype here, the setting floatx would give one.
+            # Otherwise, the setting floatx would choose the dtype.
             picture = keras.Input((224, 224, 3), dtype="float32")
             try:
                 network = keras.applications.MobileNet(
@@ -107,9 +107,8 @@ class Simple_Model:
 
         pixels = np.asarray(read_picture(img_path), "float32")  # (224, 224, 3), from 0 to 255
         batch = keras.applications.mobilenet.preprocess_input(pixels[np.newaxis])  # from -1 to 1
-        # Keras compiles predict_on_batch, which takes as long as it saves in five calls. For a few
-        # pictures, nobody should wait for that: it starts with the sixth. Compiled results may
-        # differ in the last digits.
+        # Keras compiles predict_on_batch, which takes as long as it saves in five calls. So it is
+        # used from the sixth call on. Compiled results may differ in the last digits.
         self._calls += 1
         compute = self.model if self._calls <= 5 else self.model.predict_on_batch
         outputs = keras.tree.flatten(compute(batch))  # a list, even for a single output
@@ -135,8 +134,8 @@ def default_settings() -> Iterator[None]:
 def read_picture(img_path: Picture) -> Image.Image:
     """Read a picture's first frame as the network sees it: upright, over white, RGB, 224×224.
 
-    A PIL image gives its current frame, turned as its EXIF orientation says. (After
-    `PIL.ImageOps.exif_transpose`, it has none.) Ignored are colour profiles, and a transparent
+    A PIL image gives its current frame, turned as its EXIF orientation says (which
+    `PIL.ImageOps.exif_transpose` removes). Colour profiles are ignored, and so is a transparent
     colour in the `info` of an RGB or grey PIL image. Raises OSError if the picture cannot be read.
     """
     try:
@@ -154,16 +153,16 @@ def prepare(image: Image.Image, is_file: bool) -> Image.Image:
     colours = image
     if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
         colours = to_8_bits(image)
-    # An RGB or grey image converted from a palette keeps its transparent colour, but opaque
-    # pixels may have it now, too. So in these modes, a transparent colour counts only in a file.
+    # An RGB or grey image made from a palette keeps its transparent colour, though opaque pixels
+    # may have that colour, too. So in these modes, a transparent colour counts only in a file.
     elif image.has_transparency_data and (is_file or image.mode not in ("L", "RGB")):
         white = Image.new("RGBA", image.size, "white")
         colours = Image.alpha_composite(white, image.convert("RGBA"))
     if colours.mode not in ("L", "RGB"):  # these two need no copy in full size
         colours = colours.convert("RGB")
     seen = colours.resize((224, 224), Image.Resampling.BICUBIC).convert("RGB")
-    # exif_transpose gets nothing but the orientation: it rewrites the EXIF block, which fails if a
-    # camera left a malformed number there.
+    # Keep only the orientation: exif_transpose rewrites all EXIF data, and fails if a camera left a
+    # malformed number there.
     orientation = image.getexif().get(Tag.Orientation, 1)
     seen.info.clear()
     seen.getexif()[Tag.Orientation] = orientation
@@ -171,14 +170,14 @@ def prepare(image: Image.Image, is_file: bool) -> Image.Image:
 
 
 def to_8_bits(grey: Image.Image) -> Image.Image:
-    """Reduce deep grey to 224×224, and turn it into 0 for black to 255 for white; NaN is black."""
+    """Resize deep grey to 224×224, and turn it into 0 for black to 255 for white; NaN is black."""
     numbers = np.asarray(grey.resize((224, 224), Image.Resampling.BICUBIC), float)
     tags = getattr(grey, "tag_v2", {})  # of a TIFF
-    # Grey of 9 to 16 bits has mode I;16 (from a PPM file, I). Its white has all bits set.
+    # Grey of 9 to 16 bits has mode I;16, or I in a PPM file. Its white has all bits set.
     if grey.mode.startswith("I;16") or (grey.mode, grey.format) == ("I", "PPM"):
         bits = tags.get(Tag.BitsPerSample, [16])[0]
         ends = [0, 2**bits - 1]
-    else:  # deeper grey has no fixed white, so use its own range; nextafter makes it never empty
+    else:  # deeper grey has no fixed white, so use its own range; nextafter keeps it non-empty
         ends = [np.nanmin(numbers), np.nextafter(np.nanmax(numbers), np.inf)]
     levels = np.interp(numbers, ends, (0, 255))
     if tags.get(Tag.PhotometricInterpretation) == 0:  # zero is white

@@ -1,8 +1,8 @@
 """Draw MobileNet's feature maps: one page per layer, with every channel on it.
 
 Values become levels (colour indices), levels become tiles, and tiles stand side by side on a
-page, saved as a PNG. matplotlib gives the colours and draws the texts. NumPy places the tiles: an
-Axes for each channel would take 100 seconds a picture, a Figure for each page 5 more than NumPy.
+page, saved as a PNG. matplotlib gives the colours and draws the texts. NumPy places the tiles: one
+Axes per channel would take 100 seconds a picture; one Figure per page, 5 seconds more than NumPy.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Visualize:
         `cmap` is a matplotlib colormap: by default gray for "channel", coolwarm where zero is the
         middle, else viridis. `values` says in words what the numbers are, as `Simple_Model.values`
         does; `source` is the picture's name. Each value is a square, as large as possible:
-        tiles, margins and row numbers must fit into the smaller side of `figsize` (inches, at 150
-        dots). But it has at least one pixel, and a tile with a label is at least 80 wide; labels
-        add to the height. `layer_type` and `layer_num` name a layer given without a name. Raises
+        tiles, margins and row numbers must fit into the smaller side of `figsize` (inches of 150
+        dots). A value has at least one pixel, and a tile with a label is at least 80 wide; labels
+        add to the height. `layer_type` and `layer_num` name a layer that has no name. Raises
         ValueError if `scale` or `cmap` is wrong.
         """
-        matplotlib.colormaps.get_cmap(cmap)  # raises ValueError, but not for None
+        matplotlib.colormaps.get_cmap(cmap)  # raises ValueError if unknown; None passes
         self.output_dir = output_dir
         self.scale = checked_scale(scale)
         self.cmap = cmap
@@ -85,7 +85,7 @@ class Visualize:
         jobs = []
         with ThreadPoolExecutor() as threads:
             for name, fmap in feature_maps.items():
-                # The side of the smallest square that holds all channels: 6 for 32.
+                # The smallest square that holds all channels: 6 for 32. (Layer checks fmap.)
                 square = math.ceil(np.atleast_1d(fmap).shape[-1] ** 0.5)
                 jobs.append(
                     threads.submit(self.proccess_each_feature_map, square, fmap, name, labels)
@@ -128,7 +128,7 @@ class Visualize:
         if scale.shared:
             blocks.append(draw_colorbar(scale))
         page = stack(blocks)
-        page.putpalette(make_palette(scale.cmap))  # its bytes are palette indices
+        page.putpalette(make_palette(scale.cmap))  # the page holds palette indices
         path = Path(os.path.expanduser(self.output_dir), f"{name}.png")
         return save_png(page, path, self._describe(layer, scale, zoom, tiles))
 
@@ -176,7 +176,7 @@ class Layer:
         self.labels = list(map(str, labels))
         self.columns = columns
         self.rows = math.ceil(channels / columns)
-        what = "tile" if self.labels else "channel"  # labels may name layers, or pictures
+        what = "tile" if self.labels else "channel"  # with labels, tiles may be layers or pictures
         size = f"{channels} {what}{'s' if channels > 1 else ''} of {self.height}×{self.width}"
         self.facts = f"{values} · {size}" if values else size
         self.lowest = self.fmap.min((0, 1))  # (C,)
@@ -269,7 +269,7 @@ NUMBERS_WIDTH = 72  # left of the tiles
 def find_zoom(layer: Layer, figsize: Sequence[float]) -> int:
     """Find how many pixels wide and high a value can be."""
     room = min(figsize) * DOTS_PER_INCH - 2 * MARGIN - NUMBERS_WIDTH
-    tile = room // max(layer.rows, layer.columns) - 3  # its frame, and paper before the next tile
+    tile = room // max(layer.rows, layer.columns) - 3  # two pixels of frame, and one of paper
     least = math.ceil(80 / layer.width) if layer.labels else 1  # for about five letters
     return max(least, int(tile // max(layer.height, layer.width)))
 
@@ -302,7 +302,7 @@ def draw_grid(layer: Layer, tiles: Array) -> Image.Image:
     if layer.labels:
         return ImageOps.expand(grid, (0, GAP), PAPER)
     block = ImageOps.expand(grid, (NUMBERS_WIDTH, GAP + LINE_HEIGHT, 0, GAP), PAPER)
-    # Numbers that would touch are left out. None of them is wider than the number `columns`.
+    # Numbers that would touch are left out. `columns` is about as wide as the widest.
     for column in range(0, columns, math.ceil((draw_text(columns).width + GAP) / width)):
         number = draw_text(column)
         left = NUMBERS_WIDTH + column * width + (width - number.width) // 2
@@ -341,7 +341,7 @@ def draw_text(text: object, height: int = LINE_HEIGHT, room: int = TEXT_WIDTH) -
         FONT.set_size(0.72 * height, 72)  # in points, which are pixels at 72 dots per inch
         FONT.set_text(shown)
         while FONT.get_width_height()[0] > 64 * room:  # in 64ths of a pixel
-            shown = f"{shown[:-2]}…"  # two characters fewer, and a new "…"
+            shown = f"{shown[:-2]}…"  # drop two letters, or one and the "…"
             FONT.set_text(shown)
         FONT.draw_glyphs_to_bitmap()
         letters = Image.fromarray(FONT.get_image())  # 0, and up to 255 where there is a letter
@@ -382,7 +382,7 @@ def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, object]) -
             chunks.add_text(key, str(text).encode(errors="replace").decode())
     try:
         os.makedirs(path.parent, exist_ok=True)
-        # A temporary file would give the page its mode, 0600; a temporary folder does not.
+        # Not a temporary file: the page would keep its mode, 0600.
         with TemporaryDirectory(dir=path.parent) as folder:
             unfinished = Path(folder, path.name)
             picture.save(
@@ -435,7 +435,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         pictures = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
         refuse_overwriting(pictures)
-        # Keras shows the progress of its download on stdout.
+        # What is printed here, and by Keras's download, goes to stdout.
         with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stderr):
             drawn = draw_pictures(pictures, args)
             if drawn:
@@ -449,9 +449,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
-    """Choose a folder for the pages of each picture: `output_dir` itself if there is only one.
+    """Choose a folder for the pages of each picture: `output_dir` itself for a single one.
 
-    Else, it is named after the path below the folder that the pictures share: cats/1, dogs/1.
+    Else, the folder has the picture's path below their common folder: cats/1, dogs/1.
     """
     paths = {}  # by absolute path, so that a.jpg and ./a.jpg are one
     for pattern in patterns:
@@ -509,13 +509,13 @@ def draw_pictures(pictures: Mapping[Path, str], args: argparse.Namespace) -> int
         grids.output_dir = folder
         grids.source = os.path.basename(path)
         save_png(picture, folder / "network_input.png", {"Source": grids.source})
-        # The model prepares it again; upright, RGB and 224×224 already, it stays the same.
+        # The model prepares it again, but changes nothing: it is upright, RGB and 224×224.
         grids.show_each_feature_map(model.get_feature_map(picture))
     return drawn
 
 
 def load_tensorflow() -> None:
-    """Load Keras; hide what TensorFlow's native code logs, straight to descriptor 2."""
+    """Load Keras; hide what TensorFlow's native code logs: it writes to descriptor 2."""
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -529,11 +529,11 @@ def load_tensorflow() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # those of libraries are meant for programmers
+    warnings.simplefilter("ignore")  # library warnings are for programmers
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
-    gc.set_threshold(10_000)  # TensorFlow makes a million objects that stay: seldom search them
+    gc.set_threshold(10_000)  # TensorFlow makes a million objects that stay: seldom scan them
     status = main()
-    gc.freeze()  # nor when Python exits
+    gc.freeze()  # and skip them at the exit
     sys.exit(status)

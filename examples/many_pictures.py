@@ -3,8 +3,8 @@
 PICTURES and VECTORS are folders or buckets (s3://bucket/folder). Each file in PICTURES and its
 subfolders becomes a row in VECTORS/LAYER: `path`, `vector` (the mean of each channel, after ReLU6)
 and `error` (why there is none). Rows are saved by the thousand. If a worker dies, Ray repeats its
-work; if you stop the job, the same command does what is left. First run Visualize.py once, so that
-Keras has the weights. On a cluster (set RAY_ADDRESS), each machine needs them and both folders.
+work. If you stop the job, the same command goes on. First run Visualize.py once, so that Keras has
+the weights. On a cluster (set RAY_ADDRESS), each machine needs the weights and both folders.
 """
 
 import io
@@ -17,7 +17,7 @@ import Model
 
 
 class Vectors:
-    """A worker: it loads the network up to the layer once, then turns each path into a row."""
+    """A worker: it loads the network once, then turns each path into a row."""
 
     def __init__(self, layer: str, disk) -> None:
         self.model = Model.Simple_Model(after="relu", layers=[layer])
@@ -27,11 +27,11 @@ class Vectors:
         path, picture = file["item"], io.BytesIO()
         try:
             with self.disk.open_input_file(path) as content:
-                picture.write(content.read())  # Pillow reads it from its start
+                picture.write(content.read())  # Pillow rewinds it
             (activations,) = self.model.get_feature_map(picture)  # (1, H, W, C)
-        except OSError as error:  # Model's names the BytesIO
+        except OSError as error:  # it may name the BytesIO
             return {"path": path, "vector": None, "error": str(error).replace(str(picture), path)}
-        means = activations.mean(axis=(0, 1, 2), dtype=float)  # float32 would lose three digits
+        means = activations.mean(axis=(0, 1, 2), dtype=float)  # float32 sums lose digits
         return {"path": path, "vector": means.tolist(), "error": None}
 
 
@@ -45,11 +45,11 @@ def compute(pictures: str, vectors: str, layer: str) -> None:
     paths = {file.path for file in found if file.is_file}
     schema = pa.schema({"path": "string", "vector": pa.list_(pa.float32()), "error": "string"})
     try:
-        rows = parquet.read_table(vectors, columns=["path"], schema=schema)  # perhaps no files yet
-        left = sorted(paths.difference(rows["path"].to_pylist()))
+        done = parquet.read_table(vectors, columns=["path"], schema=schema)  # it may be empty
+        left = sorted(paths.difference(done["path"].to_pylist()))
     except FileNotFoundError:  # the first run
         left = sorted(paths)
-    print(f"{len(paths)} files in {pictures!r}, {len(left)} of them to do into {vectors!r}")
+    print(f"{len(paths)} files in {pictures!r}, {len(left)} of them not yet in {vectors!r}")
     if not left:
         return
     threads = {"TF_NUM_INTRAOP_THREADS": "1"}  # because Ray starts a worker for each core

@@ -38,7 +38,7 @@ def test_many_pictures_some_of_them_bad(tmp_path, pretrained):
         assert done.returncode == 0, done.stderr
         rows = parquet.read_table(tmp_path / "vectors" / "conv_dw_1").to_pylist()
         assert sorted(row["path"] for row in rows) == sorted(map(str, [*found, *bad]))
-    assert f"7 files in {str(tmp_path / 'pictures')!r}, 0 of them to do" in done.stdout
+    assert f"7 files in {str(tmp_path / 'pictures')!r}, 0 of them not yet in" in done.stdout
     model = Simple_Model(after="relu", layers=["conv_dw_1"])
     rows = {row["path"]: row for row in rows}
     for path in paths:
