@@ -3,8 +3,9 @@
 PICTURES and VECTORS are folders or buckets (s3://bucket/folder). Each file in PICTURES and its
 subfolders becomes a row in VECTORS/LAYER: `path`, `vector` (the mean of each channel, after ReLU6)
 and `error` (why there is none). Rows are saved by the thousand. If a worker dies, Ray repeats its
-work. If you stop the job, the same command goes on. First run Visualize.py once, so that Keras has
-the weights. On a cluster (set RAY_ADDRESS), each machine needs the weights and both folders.
+work. If you stop the job, the same command goes on. First, pip install "ray[data]" tqdm, and run
+Visualize.py once, so that Keras has the weights. On a cluster (set RAY_ADDRESS), each machine needs
+all that, and both folders.
 """
 
 import io
@@ -36,16 +37,15 @@ class Vectors:
 
 
 def compute(pictures: str, vectors: str, layer: str) -> None:
-    import pyarrow as pa
     import ray
-    from pyarrow import fs, parquet
+    from pyarrow import float32, fs, list_, parquet, schema
 
     disk, folder = fs.FileSystem.from_uri(pictures)
     found = disk.get_file_info(fs.FileSelector(folder, recursive=True))
     paths = {file.path for file in found if file.is_file}
-    schema = pa.schema({"path": "string", "vector": pa.list_(pa.float32()), "error": "string"})
+    row_schema = schema({"path": "string", "vector": list_(float32()), "error": "string"})
     try:
-        done = parquet.read_table(vectors, columns=["path"], schema=schema)  # it may be empty
+        done = parquet.read_table(vectors, columns=["path"], schema=row_schema)  # it may be empty
         left = sorted(paths.difference(done["path"].to_pylist()))
     except FileNotFoundError:  # the first run
         left = sorted(paths)
@@ -57,7 +57,7 @@ def compute(pictures: str, vectors: str, layer: str) -> None:
     files = ray.data.from_items(left, override_num_blocks=len(left) // 100 + 1)
     rows = files.map(Vectors, fn_constructor_args=(layer, disk))
     no_core = {"num_cpus": 0}  # writing mostly waits, so it leaves the cores to the workers
-    rows.write_parquet(vectors, schema=schema, min_rows_per_file=1000, ray_remote_args=no_core)
+    rows.write_parquet(vectors, schema=row_schema, min_rows_per_file=1000, ray_remote_args=no_core)
 
 
 def main() -> None:
