@@ -1,8 +1,8 @@
-"""What the tests share: the table of layers, and how to read a page's PNG back."""
+"""What the tests share: the table of layers, and how to find the tiles on a page again."""
 
 import os
-import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ SIZES += [(28, 256), (28, 256), (14, 256), *[(14, 512)] * 11, (7, 512), *[(7, 10
 
 # Palette indices.
 LAST_LEVEL = 238
-INK = 239
-PAPER = 255
+GREY = 249
+WHITE = 255
 
 
 @pytest.fixture(scope="session")
@@ -33,23 +33,34 @@ def pretrained() -> Simple_Model:
         pytest.skip(f"needs the ImageNet weights: {error}")
 
 
-def described(path):
-    """The lines of a page's Description, as a mapping."""
-    with Image.open(path) as page:
-        return dict(line.split(": ", 1) for line in page.text["Description"].split("\n"))
+class Tile(NamedTuple):
+    top: int  # of the pixels inside its frame
+    left: int
+    pixels: np.ndarray
+    zoom: int
 
 
-def tiles(path, spare=0):
-    """The palette indices of each tile, and of spare places after them."""
+def pixels_of(path):
+    """The palette indices of a page."""
     with Image.open(path) as page:
         assert page.mode == "P"
-        pixels = np.asarray(page)
-        title = page.text["Title"]
-    count, height, width = map(int, re.search(r"(\d+) \w+ of (\d+)×(\d+)", title).groups())
-    numbers = map(int, re.findall(r"\d+", described(path)["tiles"]))
-    columns, zoom, _, first_x, first_y, tile_width, tile_height = numbers
-    for place in range(count + spare):
-        row, column = divmod(place, columns)
-        top = first_y + row * tile_height
-        left = first_x + column * tile_width
-        yield pixels[top : top + zoom * height, left : left + zoom * width]
+        return np.asarray(page)
+
+
+def find_tiles(path, height, width):
+    """All tiles of maps of this size, found by their grey frames, from row to row."""
+    page = pixels_of(path)
+    grey = page == GREY
+    found = []
+    for top in range(len(page) - height - 1):
+        edges = np.flatnonzero(np.diff(grey[top], prepend=False, append=False))
+        for left, right in zip(edges[::2], edges[1::2]):
+            zoom, rest = divmod(right - left - 2, width)
+            bottom = top + zoom * height + 1
+            if zoom < 1 or rest or bottom >= len(page):
+                continue
+            sides = grey[top:bottom, left], grey[top:bottom, right - 1], grey[bottom, left:right]
+            if all(side.all() for side in sides):
+                inside = page[top + 1 : bottom, left + 1 : right - 1]
+                found.append(Tile(top + 1, left + 1, inside, zoom))
+    return found
