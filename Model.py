@@ -1,6 +1,7 @@
 """Compute the feature maps of MobileNet's depthwise and pointwise convolutions.
 
-One Keras model outputs all chosen layers, so one forward pass gives all their maps.
+One Keras model outputs all chosen layers, so one forward pass gives all their maps. Scripts depend
+on the name Simple_Model and on those of its methods.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from PIL import ExifTags, Image, ImageOps
 if TYPE_CHECKING:
     import keras
 
+# conv_dw_1, conv_pw_1, conv_dw_2, ..., conv_pw_13
 LAYERS = [f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "pw")]
 
-# The three steps of a layer, and what its values are called after each.
+# The steps after which a layer's values can be taken, and what they are called there.
 STEPS = {
     "conv": "convolution output",
     "bn": "batch-normalised",
@@ -44,7 +46,7 @@ class Simple_Model:
         weights for the network without its head.
         `after`: the step whose values are the feature maps: the convolution ("conv"), its batch
         normalisation ("bn") or its ReLU6 ("relu").
-        `layers`: the convolutions, those in LAYERS or conv1.
+        `layers`: names from LAYERS, or conv1, the ordinary convolution before them.
 
         The attribute `values` says in words what the maps are. Raises OSError if the weights cannot
         be loaded, and ValueError if a layer is unknown.
@@ -66,7 +68,7 @@ class Simple_Model:
 
         config = keras.config
         settings = [config.image_data_format(), config.floatx(), config.dtype_policy().name]
-        if settings != ["channels_last", "float32", "float32"]:  # as Keras comes
+        if settings != ["channels_last", "float32", "float32"]:  # see keras.json
             raise ValueError(f"Keras must be set to channels_last and float32, not to {settings}")
         try:
             network = keras.applications.MobileNet(
@@ -76,7 +78,7 @@ class Simple_Model:
             )
         except Exception as error:  # the download, h5py and Keras raise all kinds
             raise OSError(f"cannot load weights {str(self.weights)!r}: {error}") from error
-        suffix = "" if self.after == "conv" else f"_{self.after}"  # Keras: conv1, conv1_bn, ...
+        suffix = "" if self.after == "conv" else f"_{self.after}"  # as in conv1_relu
         outputs = {name: network.get_layer(name + suffix).output for name in self.output_layers}
         return keras.Model(network.input, outputs)
 
@@ -96,17 +98,17 @@ class Simple_Model:
 
         pixels = np.asarray(picture, "float32")[np.newaxis]  # (1, 224, 224, 3), from 0 to 255
         pixels = keras.applications.mobilenet.preprocess_input(pixels)  # from -1 to 1
-        # predict_on_batch is faster, but first it compiles the network: as slow as five calls.
+        # At its first call, predict_on_batch compiles the network. That pays only in a loop.
         self.calls += 1
-        run = self.model.predict_on_batch if self.calls > 5 else self.model
-        maps = run(pixels)
+        run = self.model if self.calls <= 5 else self.model.predict_on_batch
+        maps = run(pixels)  # not always in the order of output_layers
         return {name: keras.ops.convert_to_numpy(maps[name]) for name in self.output_layers}
 
 
 def read_picture(img_path: Picture) -> Image.Image:
     """Read a picture as the network sees it: upright, over white, RGB, squeezed to 224×224.
 
-    Grey of more than 8 bits goes from black, its lowest value, to white, its highest. Colour
+    Grey of more than 8 bits is stretched: its lowest value becomes black, its highest white. Colour
     profiles are ignored. Raises OSError if the picture cannot be read.
     """
     try:
@@ -119,22 +121,23 @@ def read_picture(img_path: Picture) -> Image.Image:
 
 
 def prepare(image: Image.Image) -> Image.Image:
-    """Turn an image into what `read_picture` promises."""
-    if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
+    """Make an opened picture upright, RGB and 224×224."""
+    if image.mode.startswith(("I", "F")):  # I, I;16, ... or F: grey of more than 8 bits
         small = to_8_bits(image.resize(SIZE, Image.Resampling.BICUBIC))
     elif image.mode in ("L", "RGB"):
         small = image.resize(SIZE, Image.Resampling.BICUBIC)
-    else:
+    else:  # it may be transparent
         small = resize_over_white(image)
-    picture = Image.new("RGB", SIZE)  # the metadata of the image stay behind
+    picture = Image.new("RGB", SIZE)
     picture.paste(small)
-    # Only the orientation is taken over: exif_transpose fails if another number is malformed.
+    # exif_transpose turns the picture. It gets the orientation alone, because it fails if any other
+    # EXIF number is malformed.
     picture.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation)
     return ImageOps.exif_transpose(picture)
 
 
 def to_8_bits(grey: Image.Image) -> Image.Image:
-    """Turn the lowest number of a grey image into 0 (black), and the highest into 255 (white)."""
+    """Stretch grey so that its lowest number becomes 0 and its highest 255. NaN becomes 0."""
     numbers = np.asarray(grey, float)
     finite = numbers[np.isfinite(numbers)]
     levels = np.interp(numbers, (finite.min(), finite.max()), (0, 255))
@@ -142,7 +145,7 @@ def to_8_bits(grey: Image.Image) -> Image.Image:
 
 
 def resize_over_white(image: Image.Image) -> Image.Image:
-    """Lay an image on white and resize it, colour by colour, which takes half the memory."""
+    """Lay an image on white and resize it, one colour at a time to save memory."""
     if image.mode != "RGBA":
         image = image.convert("RGBA")
     opacity = image.getchannel("A")

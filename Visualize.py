@@ -1,9 +1,9 @@
 """Draw MobileNet's feature maps: one page per layer, with every channel on it.
 
 Values become levels, levels become tiles, tiles stand in a grid on a page, and the page is saved as
-a PNG. matplotlib gives the colours and the letters. NumPy places the tiles: with one matplotlib
-Figure per page, a picture took 10.7 seconds of CPU time and not 3.6, and the code was as long. With
-one Axes per channel, it takes about 100.
+a PNG. matplotlib gives the colours and the letters; NumPy places the tiles. One matplotlib Figure
+per page would take three times as long (10.7 seconds of CPU per picture, not 3.6) and no less code.
+Scripts depend on the name Visualize and on those of its methods.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import io
 import math
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,10 +30,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from Model import LAYERS, STEPS, Simple_Model, read_picture
 
-# A page is an array of palette indices: 0 to 238 are the levels, coloured by a colormap, and 239 to
-# 255 are greys from black to white, for paper, frames and letters with their soft edges.
+# A page is an array of palette indices. 0 to 238 are levels, which a colormap colours. 239 to 255
+# are greys, from black to white: for paper, frames and letters.
 LEVELS = 239  # an odd number, so that 0 has a level of its own on a scale from -1 to 1
-BLACK = 239
+BLACK = LEVELS
 GREY = 249
 WHITE = 255
 
@@ -43,7 +42,7 @@ DOTS_PER_INCH = 144
 MARGIN = 17  # around a page
 TITLE_SIZE = 46  # of letters
 TEXT_SIZE = 28
-TEXT_GAP = 8  # between the numbers or labels of two tiles
+TEXT_GAP = 8  # between two texts above the tiles
 FRAME_WIDTH = 1
 TILE_GAP = 2
 
@@ -64,17 +63,17 @@ class Visualize:
     ) -> None:
         """Choose where the pages go, how they look and what they say.
 
-        `scale`: "channel" (each channel has its own scale, from its lowest value to its highest),
-        "layer" (one scale for all channels) or the two ends of one, such as (0, 6). That of a layer
-        goes from -m to m, or from 0 to m if no value is negative; m is the 99th percentile of the
-        magnitudes.
-        `cmap`: a matplotlib colormap; if None, gray for "channel", coolwarm for a scale from -m to
-        m, and viridis for others.
-        `values`: what the numbers are, in words, such as `Simple_Model.values`.
+        `scale`: what gets the first colour, and what the last.
+            "channel": the lowest and the highest value of each channel.
+            "layer": -m and m for all channels, or 0 and m if no value is negative; m is the 99th
+            percentile of the magnitudes.
+            (low, high): these two values.
+        `cmap`: a matplotlib colormap; if None, `Scale` chooses one.
+        `values`: what the numbers are, in words, such as "convolution output".
         `source`: the picture's name.
-        `figsize`: all tiles fit into its smaller side, in inches of 144 pixels. A value is a square
-        of as many pixels as that allows, but at least one.
-        `layer_type`, `layer_num`: the layer that maps without names begin with.
+        `figsize`: the room for the tiles, in inches of 144 pixels; the smaller side counts. Values
+        are drawn as large as it allows, but never smaller than one pixel.
+        `layer_type`, `layer_num`: the first layer, if maps come without names.
         """
         self.output_dir = output_dir
         self.scale = scale
@@ -92,7 +91,7 @@ class Visualize:
 
         `feature_maps` are arrays by name, as `get_feature_map` gives them. A list without names is
         counted in network order from conv_<layer_type>_<layer_num> on; ValueError if it has more
-        arrays than layers follow. `labels` as in `proccess_each_feature_map`, which draws each.
+        arrays than layers follow. `labels` are those of each layer.
         """
         if not isinstance(feature_maps, Mapping):
             first = LAYERS.index(f"conv_{self.layer_type}_{self.layer_num}")
@@ -122,7 +121,7 @@ class Visualize:
         Raises ValueError if the shape or the number of labels is wrong or a value is not finite.
         """
         name = name or f"conv_{self.layer_type}_{self.layer_num}"
-        labels = [str(label) for label in np.asarray(labels)]  # they may be a tensor
+        labels = [str(label) for label in np.asarray(labels)]  # a tensor, too, gives its numbers
         fmap = checked(name, fmap)
         height, width, channels = fmap.shape
         kind = "tile" if labels else "channel"
@@ -132,11 +131,10 @@ class Visualize:
         caption = scale.describe(fmap)
         zoom = find_zoom(fmap.shape, square, self.figsize)
         tiles = draw_tiles(fmap, scale, zoom)
+        lines = filter(None, [heading, self.source, caption])
         blocks = [
             draw_text(name, TITLE_SIZE),
-            draw_text(heading),
-            draw_text(self.source),
-            draw_text(caption),
+            *map(draw_text, lines),
             draw_text(""),
             draw_grid(tiles, square, labels),
         ]
@@ -162,23 +160,23 @@ def checked(name: str, fmap: Array) -> Array:
 class Scale:
     """The value `low` that becomes the first level, and the value `high` that becomes the last.
 
-    They are two numbers if the channels share the scale, else two arrays with one for each channel.
+    They are numbers if the channels share the scale, else arrays of shape (C,).
     """
 
     def __init__(self, choice: str | tuple[float, float], fmap: Array) -> None:
-        lowest = fmap.min((0, 1))  # (C,)
-        highest = fmap.max((0, 1))
+        lowest = fmap.min(axis=(0, 1))  # (C,)
+        highest = fmap.max(axis=(0, 1))
         ranges = highest - lowest
-        # Rounding alone can make a constant vary by a millionth of what others vary by.
+        # A channel that varies a million times less than another counts as constant: it is flat.
         self.flat = ranges <= 1e-6 * ranges.max()
         self.shared = choice != "channel"
         if choice == "channel":
             self.low = lowest
-            self.high = np.where(self.flat, np.inf, highest)  # so that flat ones are on level 0
+            self.high = np.where(self.flat, np.inf, highest)  # no 0 / 0 in flat ones
         elif choice == "layer":
             # Flat channels are left out: one large constant would make all others look alike.
             varied = fmap if self.flat.all() else fmap[..., ~self.flat]
-            self.high = float(np.quantile(np.abs(varied), 0.99)) or 1.0
+            self.high = float(np.quantile(np.abs(varied), 0.99)) or 1.0  # a scale needs a length
             self.low = -self.high if lowest.min() < 0 else 0.0
         else:
             self.low, self.high = choice
@@ -190,11 +188,16 @@ class Scale:
 
     def describe(self, fmap: Array) -> str:
         """Say what the scale is, and what it does not show."""
-        if not self.shared:
-            return f"each tile over its own range · flat ones, crossed out: {self.flat.sum()}"
-        beyond = 100 * np.mean((fmap < self.low) | (fmap > self.high))
-        ends = f"from {self.low:.4g} to {self.high:.4g}"
-        return f"all tiles on one scale {ends} · {beyond:.3g}% of the values beyond"
+        if self.shared:
+            words = [f"all tiles on one scale from {self.low:.4g} to {self.high:.4g}"]
+            beyond = 100 * np.mean((fmap < self.low) | (fmap > self.high))
+            if beyond:
+                words.append(f"{beyond:.3g}% of the values beyond")
+        else:
+            words = ["each tile over its own range"]
+            if self.flat.any():
+                words.append(f"{self.flat.sum()} flat: crossed out")
+        return " · ".join(words)
 
     def default_cmap(self) -> str:
         if not self.shared:
@@ -206,8 +209,9 @@ def find_zoom(shape: tuple[int, ...], columns: int, figsize: tuple[float, float]
     """Find how many pixels wide and high a value can be."""
     height, width, channels = shape
     rows = math.ceil(channels / columns)
-    room = min(figsize) * DOTS_PER_INCH // max(rows, columns)
-    return max(1, int((room - 2 * FRAME_WIDTH - TILE_GAP) // max(height, width)))
+    room = min(figsize) * DOTS_PER_INCH // max(rows, columns)  # of a tile
+    inside = room - TILE_GAP - 2 * FRAME_WIDTH
+    return max(1, int(inside // max(height, width)))
 
 
 def draw_tiles(fmap: Array, scale: Scale, zoom: int) -> Array:
@@ -222,39 +226,42 @@ def draw_tiles(fmap: Array, scale: Scale, zoom: int) -> Array:
 
 
 def draw_grid(tiles: Array, columns: int, labels: Sequence[str]) -> Array:
-    """Put the tiles in rows, each below its label, or all between numbers.
-
-    Between these numbers, the last tile is channel 3 + 1:
+    """Put the tiles in rows, below their labels or between numbers:
 
              0   1   2
         0+  [ ] [ ] [ ]
         3+  [ ] [ ]
+
+    Here, the last tile is channel 3 + 1.
     """
     channels, tile_height, tile_width = tiles.shape
     if len(labels) not in (0, channels):
         raise ValueError(f"expected {channels} labels, not {len(labels)}")
+    # The texts above tiles and beside them, by channel.
+    above = {c: draw_text(str(text)) for c, text in enumerate(labels or range(columns))}
+    beside = {c: draw_text(f"{c}+ ") for c in range(0, channels, columns) if not labels}
+    text_height = draw_text("").shape[0]
+    left_margin = max([text.shape[1] for text in beside.values()], default=0)
+    width = max(tile_width + TILE_GAP, *(text.shape[1] + TEXT_GAP for text in above.values()))
+    height = max(tile_height + TILE_GAP, text_height)
+    if labels:
+        height += text_height
     rows = math.ceil(channels / columns)
-    above = [draw_text(text) for text in labels or map(str, range(columns))]
-    beside = [draw_text("" if labels else f"{row * columns}+ ") for row in range(rows)]
-    line = beside[0].shape[0]  # the height of a text
-    width = max(tile_width + TILE_GAP, *(text.shape[1] + TEXT_GAP for text in above))
-    height = max(tile_height + TILE_GAP, line) + (line if labels else 0)
-    margin = max(text.shape[1] for text in beside)
-    grid = np.full((line + rows * height, margin + columns * width), WHITE, np.uint8)
+    grid = np.full((text_height + rows * height, left_margin + columns * width), WHITE, np.uint8)
     for channel, tile in enumerate(tiles):
         row, column = divmod(channel, columns)
-        top = line + row * height
-        middle = margin + column * width + width // 2
+        top = text_height + row * height
+        middle = left_margin + column * width + width // 2
         paste(tile, grid, top, middle)
-        if labels or row == 0:
-            paste(above[channel], grid, top - line, middle)
-        if column == 0:
-            paste(beside[row], grid, top + (tile_height - line) // 2, beside[row].shape[1] // 2)
+        if channel in above:
+            paste(above[channel], grid, top - text_height, middle)
+        if channel in beside:
+            paste(beside[channel], grid, top + (tile_height - text_height) // 2, left_margin // 2)
     return grid
 
 
 def paste(block: Array, page: Array, top: int, middle: int) -> None:
-    """Put a block on a page: its top edge, and the middle between its left and right edges."""
+    """Put a block on a page, where its top is at `top` and its middle at `middle` from the left."""
     height, width = block.shape
     left = middle - width // 2
     page[top : top + height, left : left + width] = block
@@ -264,14 +271,14 @@ def draw_colorbar(scale: Scale) -> Array:
     """Draw all levels in a row, between the values of the two ends."""
     low = draw_text(f"{scale.low:.4g} ")
     high = draw_text(f" {scale.high:.4g}")
-    levels = np.arange(LEVELS, dtype=np.uint8).repeat(2)
+    levels = np.arange(LEVELS, dtype=np.uint8).repeat(2)  # two pixels each
     bar = np.broadcast_to(levels, (low.shape[0], levels.size))
     return np.hstack([low, bar, high])
 
 
 @functools.lru_cache(1024)  # most texts recur from page to page
 def draw_text(text: str, size: int = TEXT_SIZE) -> Array:
-    """Draw a line of text in matplotlib's font."""
+    """Draw a line of text in matplotlib's font. Its soft edges are greys from BLACK to WHITE."""
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
     ascent, descent = font.getmetrics()
     line = Image.new("L", (math.ceil(font.getlength(text)), ascent + descent), WHITE)
@@ -302,14 +309,17 @@ def make_palette(cmap: str) -> bytes:
 
 
 def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Save a picture; an older file stays until the new one is complete."""
+    """Save a picture. An older one stays until the new one is complete; other files stay."""
+    if path.exists():
+        with Image.open(path) as older:
+            if "Source" not in older.info:
+                raise OSError(f"{str(path)!r} was not drawn here: choose another folder")
     chunks = PngInfo()
     for key, text in metadata.items():
         chunks.add_text(key, text)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(f"{path}.part")
-    dpi = (DOTS_PER_INCH, DOTS_PER_INCH)
-    picture.save(unfinished, "PNG", pnginfo=chunks, dpi=dpi, compress_level=1)
+    picture.save(unfinished, "PNG", pnginfo=chunks, compress_level=1)
     unfinished.replace(path)
     return path
 
@@ -319,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         folders = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
-        # All progress that is printed, of Keras's download, too, goes to stderr or nowhere.
+        # Progress, also that of Keras's download, goes to stderr, or nowhere if quiet.
         with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stderr):
             drawn = draw_pictures(folders, args)
     except KeyboardInterrupt:
@@ -350,14 +360,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=LAYERS,
         metavar="NAME",
-        help="layers of the network, such as conv_pw_6 or conv1 (the 26 of its blocks)",
+        help="convolutions, such as conv_pw_6 or conv1 (all but conv1)",
     )
     add("--after", choices=STEPS, default="conv", help="take the values after this step (conv)")
     add(
         "--scale",
         choices=("channel", "layer"),
         default="channel",
-        help="what gets a scale of its own (channel); after ReLU6, that of a layer is 0 to 6",
+        help="one scale for each channel, or one for the layer (channel)",
     )
     add("--cmap", choices=matplotlib.colormaps, metavar="NAME", help="a matplotlib colormap")
     add("--weights", default="imagenet", help="imagenet (default), none (untrained) or a file")
@@ -373,18 +383,17 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
     """
     paths = []
     for pattern in patterns:
-        found = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
-        if not found:
-            raise ValueError(f"no such picture: {pattern!r}")
-        paths += sorted(found)
+        found = sorted(glob.glob(pattern, recursive=True))
+        paths += found if found and not os.path.exists(pattern) else [pattern]
     if len(paths) == 1:
         return {output_dir: paths[0]}
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     folders = {}
     for path in paths:
         folder = output_dir / Path(os.path.relpath(path, common)).with_suffix("")
-        if folders.setdefault(folder, path) != path:
+        if folders.get(folder, path) != path:
             raise ValueError(f"{path!r} and {folders[folder]!r} would share {str(folder)!r}")
+        folders[folder] = path
     return folders
 
 
@@ -392,9 +401,6 @@ def draw_pictures(folders: Mapping[Path, str], args: argparse.Namespace) -> int:
     """Draw the pages of each picture into its folder; return how many pictures could be read."""
     pictures = {}
     for folder, path in folders.items():
-        pages = [(folder / f"{name}.png").resolve() for name in (*LAYERS, "network_input")]
-        if Path(path).resolve() in pages:
-            raise ValueError(f"{path!r} would be replaced: choose another --output_dir")
         try:
             pictures[folder] = read_picture(path)
         except OSError as error:
@@ -409,7 +415,7 @@ def draw_pictures(folders: Mapping[Path, str], args: argparse.Namespace) -> int:
     for folder, picture in pictures.items():
         path = folders[folder]
         print(f"Drawing {path!r} into {str(folder)!r} ...")
-        # Bytes in a file's name that are not UTF-8 become question marks.
+        # A PNG cannot hold bytes of a file's name that are not UTF-8.
         source = os.fsencode(os.path.basename(path)).decode(errors="replace")
         save_png(picture, folder / "network_input.png", {"Source": source})
         pages = Visualize(folder, scale, args.cmap, model.values, source)
@@ -419,7 +425,7 @@ def draw_pictures(folders: Mapping[Path, str], args: argparse.Namespace) -> int:
 
 
 def load_tensorflow() -> None:
-    """Import Keras, and hide what TensorFlow logs: its native code writes to descriptor 2."""
+    """Import Keras without TensorFlow's log, which its native code writes to descriptor 2."""
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -433,10 +439,9 @@ def load_tensorflow() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # library warnings are for programmers
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
-    # Saves a second: TensorFlow makes a million objects, and none of them is garbage.
+    # Python would look for garbage among TensorFlow's million objects, for a second in all.
     gc.disable()
-    atexit.register(gc.freeze)
+    atexit.register(gc.freeze)  # nor look at the exit
     sys.exit(main())

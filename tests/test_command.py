@@ -110,10 +110,10 @@ def test_a_page_that_cannot_be_written(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no.jpg"], "no such picture: 'no.jpg'"),
-        (["no*.jpg"], "no such picture: 'no*.jpg'"),
+        (["no.jpg"], "cannot read picture 'no.jpg': [Errno 2] No such file or directory"),
+        (["no*.jpg"], "cannot read picture 'no*.jpg': "),
         ([__file__], "test_command.py': cannot identify image file"),
-        (["n" * 300], "no such picture: 'nnn"),
+        (["n" * 300], "cannot read picture 'nnn"),
         ([SAMPLE, "--cmap", "virdis"], "viridis"),
         ([SAMPLE, "--scale", "big"], "invalid choice: 'big'"),
         ([SAMPLE, "--after", "end"], "invalid choice: 'end'"),
@@ -151,17 +151,18 @@ def test_a_forgotten_option_is_told(tmp_path, arguments):
     assert "the following arguments are required: --image_path" in refused(tmp_path, *arguments)
 
 
-@posix
-def test_no_picture_is_overwritten_by_its_own_pages(tmp_path):
-    (tmp_path / "sub").mkdir()
+def test_only_files_of_its_own_are_replaced(tmp_path):
+    job = "--output_dir", ".", "--weights", "none", "--layers", "conv_dw_1", "--image_path"
     for name in ("conv_dw_1.png", "network_input.png"):
-        shutil.copy(SAMPLE, tmp_path / name)
-        (tmp_path / "link.png").symlink_to(name)
-        for given in (name, "link.png"):
-            arguments = ("--image_path", given, "--output_dir", "sub/..")
-            assert f"{given!r} would be replaced" in refused(tmp_path, *arguments)
-        (tmp_path / "link.png").unlink()
-        assert (tmp_path / name).read_bytes() == SAMPLE.read_bytes()
+        Image.open(SAMPLE).save(tmp_path / name)
+        mine = (tmp_path / name).read_bytes()
+        for picture in (SAMPLE, name):
+            done = visualize(tmp_path, *job, picture)
+            assert done.returncode == 2
+            message = f"Visualize.py: error: {name!r} was not drawn here: choose another folder"
+            assert done.stderr.splitlines()[-1] == message
+            assert (tmp_path / name).read_bytes() == mine
+        (tmp_path / name).unlink()
 
 
 def test_the_network_input_of_an_earlier_run_is_replaced_when_pages_are(tmp_path):

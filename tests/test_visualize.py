@@ -97,8 +97,6 @@ def test_every_value_is_on_the_page(tmp_path, layer, size):
     tiles = tiles_of(path, fmap)
     assert tiles[columns - 1].top == tiles[0].top < tiles[columns].top
     assert tiles[0].zoom == max(1, (1440 // columns - 4) // size[0])
-    with Image.open(path) as page:
-        assert page.info["dpi"] == pytest.approx((144, 144), abs=0.1)
 
 
 @pytest.mark.parametrize("shape", [(6, 11), (11, 6), (2, 300), (300, 2), (900, 2)])
@@ -139,7 +137,7 @@ def test_flat_channels_are_crossed_out_on_their_own_range(tmp_path, side):
     assert [is_crossed(tile) for tile in tiles_of(path, fmap)] == [
         c in (1, 2, 6) for c in range(10)
     ]
-    assert text_of(path)["Scale"].endswith(" · flat ones, crossed out: 3")
+    assert text_of(path)["Scale"].endswith(" · 3 flat: crossed out")
 
 
 def test_flat_channels_have_the_colour_of_their_value_on_one_scale(tmp_path):
@@ -153,7 +151,7 @@ def test_flat_channels_have_the_colour_of_their_value_on_one_scale(tmp_path):
 def test_a_layer_that_is_all_flat(tmp_path):
     fmap = np.full((1, 3, 3, 4), 2.5)
     path = draw(tmp_path, fmap, 2)
-    assert text_of(path)["Scale"].endswith("crossed out: 4")
+    assert "4 flat" in text_of(path)["Scale"]
     assert all(map(is_crossed, tiles_of(path, fmap)))
     assert_one_scale(draw(tmp_path, fmap, 2, scale="layer"), fmap, 0, 2.5)
     assert_one_scale(draw(tmp_path, fmap * 0, 2, scale="layer"), fmap * 0, 0, 1)
@@ -192,8 +190,7 @@ def test_two_ends_as_a_scale(tmp_path, ends):
     beyond = np.mean((fmap < ends[0]) | (fmap > ends[1]))
     assert f"{100 * beyond:.3g}% of the values beyond" in text_of(path)["Scale"]
     inside = draw(tmp_path, fmap.clip(*ends), scale=ends)
-    words = f"all tiles on one scale from {ends[0]} to {ends[1]} · 0% of the values beyond"
-    assert text_of(inside)["Scale"] == words
+    assert text_of(inside)["Scale"] == f"all tiles on one scale from {ends[0]} to {ends[1]}"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +245,7 @@ def test_the_words_above_the_grid(tmp_path, scale):
     path = draw(tmp_path, fmap, scale=scale, values="numbers", source="Vögel 鳥.jpg")
     page = pixels_of(path)
     words = {
-        "channel": "each tile over its own range · flat ones, crossed out: 3",
+        "channel": "each tile over its own range · 3 flat: crossed out",
         "layer": text_of(path)["Scale"],
     }
     lines = ["numbers · 10 channels of 14×14", "Vögel 鳥.jpg", words[scale]]
@@ -280,7 +277,7 @@ def test_numbers_stand_above_their_columns_and_beside_their_rows(tmp_path, chann
         strip = page[above - 33 : above, left : left + spacing]
         _, centre = assert_only_text(strip, str(column))
         assert abs(left + centre - middle) <= 2
-    left = MARGIN + draw_text(f"{channels - 1}+").shape[1]
+    left = MARGIN + draw_text(f"{(channels - 1) // columns * columns}+").shape[1]
     for tile, first in zip(tiles[::columns], range(0, channels, columns)):
         middle = tile.top + height / 2
         top = int(middle - 17)
@@ -356,6 +353,12 @@ def test_odd_sources(tmp_path, source):
     assert_only_text(pixels_of(path)[top : top + len(draw_text(""))], source)
 
 
+def test_a_page_without_a_source_has_no_empty_line(tmp_path):
+    page = pixels_of(draw(tmp_path, random_maps()))
+    top = MARGIN + len(draw_text("", TITLE_SIZE)) + len(draw_text(""))
+    assert_only_text(page[top : top + len(draw_text(""))], "each tile over its own range")
+
+
 def test_what_a_font_lacks_is_seen():
     assert (draw_text("鳥.jpg") != WHITE).sum() > (draw_text(".jpg") != WHITE).sum()
 
@@ -424,7 +427,7 @@ def test_the_metadata_have_the_words_of_the_page(tmp_path):
     assert text_of(path) == {
         "Title": "layer · 3×3 kernels · 10 channels of 7×7",
         "Source": "a.jpg",
-        "Scale": "each tile over its own range · flat ones, crossed out: 0",
+        "Scale": "each tile over its own range",
     }
 
 
