@@ -1,7 +1,6 @@
 """Compute the feature maps of MobileNet's depthwise and pointwise convolutions.
 
-One Keras model outputs all chosen layers, so one forward pass gives all their maps. Scripts depend
-on the name Simple_Model and on those of its methods.
+One Keras model outputs all chosen layers, so one forward pass gives all their maps.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 # conv_dw_1, conv_pw_1, conv_dw_2, ..., conv_pw_13
 LAYERS = [f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "pw")]
 
-# The steps after which a layer's values can be taken, and what they are called there.
+# The steps of a layer, by Keras's suffixes, and what a page calls the values after each.
 STEPS = {
     "conv": "convolution output",
     "bn": "batch-normalised",
@@ -28,7 +27,7 @@ STEPS = {
 
 SIZE = (224, 224)  # of MobileNet's input
 
-Picture = Union[str, os.PathLike, BinaryIO, Image.Image]  # BinaryIO: an open file
+Picture = Union[str, os.PathLike, BinaryIO, Image.Image]  # here, | would need Python 3.10
 
 
 class Simple_Model:
@@ -42,14 +41,14 @@ class Simple_Model:
     ) -> None:
         """Load Keras and the network.
 
-        `weights`: "imagenet" (Keras downloads them once), None (an untrained network) or a file of
-        weights for the network without its head.
+        `weights`: "imagenet" (Keras downloads them once), None (untrained) or a file of those
+        of the network without its classifier (include_top=False).
         `after`: the step whose values are the feature maps: the convolution ("conv"), its batch
         normalisation ("bn") or its ReLU6 ("relu").
         `layers`: names from LAYERS, or conv1, the ordinary convolution before them.
 
         The attribute `values` says in words what the maps are. Raises OSError if the weights cannot
-        be loaded, and ValueError if a layer is unknown.
+        be loaded, ValueError if a layer is unknown.
         """
         self.weights = weights
         self.after = after
@@ -68,7 +67,7 @@ class Simple_Model:
 
         config = keras.config
         settings = [config.image_data_format(), config.floatx(), config.dtype_policy().name]
-        if settings != ["channels_last", "float32", "float32"]:  # see keras.json
+        if settings != ["channels_last", "float32", "float32"]:  # keras.json may change them
             raise ValueError(f"Keras must be set to channels_last and float32, not to {settings}")
         try:
             network = keras.applications.MobileNet(
@@ -93,15 +92,15 @@ class Simple_Model:
         return self.compute(read_picture(img_path))
 
     def compute(self, picture: Image.Image) -> dict[str, np.ndarray]:
-        """Compute the feature maps of a picture that `read_picture` gave."""
+        """Compute the feature maps of a picture as `read_picture` prepares it."""
         import keras
 
         pixels = np.asarray(picture, "float32")[np.newaxis]  # (1, 224, 224, 3), from 0 to 255
         pixels = keras.applications.mobilenet.preprocess_input(pixels)  # from -1 to 1
-        # At its first call, predict_on_batch compiles the network. That pays only in a loop.
+        # predict_on_batch first compiles the network, which pays from the sixth picture on.
         self.calls += 1
         run = self.model if self.calls <= 5 else self.model.predict_on_batch
-        maps = run(pixels)  # not always in the order of output_layers
+        maps = run(pixels)  # some backends sort them by name
         return {name: keras.ops.convert_to_numpy(maps[name]) for name in self.output_layers}
 
 
@@ -126,18 +125,17 @@ def prepare(image: Image.Image) -> Image.Image:
         small = to_8_bits(image.resize(SIZE, Image.Resampling.BICUBIC))
     elif image.mode in ("L", "RGB"):
         small = image.resize(SIZE, Image.Resampling.BICUBIC)
-    else:  # it may be transparent
+    else:  # other colours, perhaps transparent
         small = resize_over_white(image)
     picture = Image.new("RGB", SIZE)
     picture.paste(small)
-    # exif_transpose turns the picture. It gets the orientation alone, because it fails if any other
-    # EXIF number is malformed.
+    # The orientation alone, because exif_transpose fails if any other EXIF number is malformed.
     picture.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation)
     return ImageOps.exif_transpose(picture)
 
 
 def to_8_bits(grey: Image.Image) -> Image.Image:
-    """Stretch grey so that its lowest number becomes 0 and its highest 255. NaN becomes 0."""
+    """Stretch grey: the lowest finite number becomes 0 and the highest 255. NaN becomes 0."""
     numbers = np.asarray(grey, float)
     finite = numbers[np.isfinite(numbers)]
     levels = np.interp(numbers, (finite.min(), finite.max()), (0, 255))

@@ -1,9 +1,9 @@
 """Draw MobileNet's feature maps: one page per layer, with every channel on it.
 
-Values become levels, levels become tiles, tiles stand in a grid on a page, and the page is saved as
-a PNG. matplotlib gives the colours and the letters; NumPy places the tiles. One matplotlib Figure
-per page would take three times as long (10.7 seconds of CPU per picture, not 3.6) and no less code.
-Scripts depend on the name Visualize and on those of its methods.
+Values become levels (palette indices), levels become tiles, tiles stand in a grid on a page, and
+the page is saved as a PNG. matplotlib gives the colours and the letters. NumPy places the tiles,
+because one matplotlib Figure per page is no shorter in code and three times as slow: 10.7 seconds
+of CPU for a picture instead of 3.6. Scripts use the two classes and their methods by name.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from PIL.PngImagePlugin import PngInfo
 from Model import LAYERS, STEPS, Simple_Model, read_picture
 
 # A page is an array of palette indices. 0 to 238 are levels, which a colormap colours. 239 to 255
-# are greys, from black to white: for paper, frames and letters.
+# are 17 greys from black to white, for all that is not a value.
 LEVELS = 239  # an odd number, so that 0 has a level of its own on a scale from -1 to 1
 BLACK = LEVELS
-GREY = 249
+GREY = 249  # light
 WHITE = 255
 
 # Sizes are in pixels.
@@ -42,7 +42,7 @@ DOTS_PER_INCH = 144
 MARGIN = 17  # around a page
 TITLE_SIZE = 46  # of letters
 TEXT_SIZE = 28
-TEXT_GAP = 8  # between two texts above the tiles
+TEXT_GAP = 8  # between texts side by side
 FRAME_WIDTH = 1
 TILE_GAP = 2
 
@@ -63,17 +63,17 @@ class Visualize:
     ) -> None:
         """Choose where the pages go, how they look and what they say.
 
-        `scale`: what gets the first colour, and what the last.
-            "channel": the lowest and the highest value of each channel.
-            "layer": -m and m for all channels, or 0 and m if no value is negative; m is the 99th
-            percentile of the magnitudes.
-            (low, high): these two values.
-        `cmap`: a matplotlib colormap; if None, `Scale` chooses one.
+        `scale`: which values get the first and the last colour.
+            "channel": the lowest and the highest of each channel.
+            "layer": -m and m, or 0 and m if none is negative. m is the 99th percentile of the
+            layer's magnitudes, without those of constant channels.
+            (low, high): these two.
+        `cmap`: a matplotlib colormap. By default, `Scale.default_cmap` chooses it.
         `values`: what the numbers are, in words, such as "convolution output".
         `source`: the picture's name.
-        `figsize`: the room for the tiles, in inches of 144 pixels; the smaller side counts. Values
-        are drawn as large as it allows, but never smaller than one pixel.
-        `layer_type`, `layer_num`: the first layer, if maps come without names.
+        `figsize`: the size that the tiles must fit into, a square with the smaller side, in inches
+        of 144 pixels. In it, a value is a square of as many pixels as possible, at least one.
+        `layer_num`, `layer_type`: which layer it is that comes without a name (conv_dw_1).
         """
         self.output_dir = output_dir
         self.scale = scale
@@ -91,7 +91,7 @@ class Visualize:
 
         `feature_maps` are arrays by name, as `get_feature_map` gives them. A list without names is
         counted in network order from conv_<layer_type>_<layer_num> on; ValueError if it has more
-        arrays than layers follow. `labels` are those of each layer.
+        arrays than layers follow. The same `labels` go on every page.
         """
         if not isinstance(feature_maps, Mapping):
             first = LAYERS.index(f"conv_{self.layer_type}_{self.layer_num}")
@@ -115,16 +115,14 @@ class Visualize:
 
         `fmap` is an array of shape (1, H, W, C). Its channel c is the tile in row c // square and
         column c % square. Without a `name`, the layer is called conv_<layer_type>_<layer_num>.
-        `labels` are C texts or numbers, one above each tile. Without them, numbers above and beside
-        the grid count the channels. The PNG's metadata repeat the texts of the page.
-
+        `labels` are C texts or numbers, one above each tile, in place of the channels' numbers.
         Raises ValueError if the shape or the number of labels is wrong or a value is not finite.
         """
         name = name or f"conv_{self.layer_type}_{self.layer_num}"
-        labels = [str(label) for label in np.asarray(labels)]  # a tensor, too, gives its numbers
+        labels = [str(label) for label in np.asarray(labels)]  # a tensor's would read tf.Tensor(7)
         fmap = checked(name, fmap)
         height, width, channels = fmap.shape
-        kind = "tile" if labels else "channel"
+        kind = "tile" if labels else "channel"  # labelled tiles may be anything
         plural = "s" if channels > 1 else ""
         heading = f"{self.values} · {channels} {kind}{plural} of {height}×{width}"
         scale = Scale(self.scale, fmap)
@@ -141,7 +139,7 @@ class Visualize:
         if scale.shared:
             blocks += [draw_text(""), draw_colorbar(scale)]
         page = Image.fromarray(stack(blocks))
-        page.putpalette(make_palette(self.cmap or scale.default_cmap()))
+        page.putpalette(make_palette(self.cmap or scale.default_cmap()))  # for its indices
         metadata = {"Title": f"{name} · {heading}", "Source": self.source, "Scale": caption}
         return save_png(page, Path(self.output_dir, f"{name}.png"), metadata)
 
@@ -167,16 +165,15 @@ class Scale:
         lowest = fmap.min(axis=(0, 1))  # (C,)
         highest = fmap.max(axis=(0, 1))
         ranges = highest - lowest
-        # A channel that varies a million times less than another counts as constant: it is flat.
+        # A channel counts as constant if another varies a million times as much.
         self.flat = ranges <= 1e-6 * ranges.max()
         self.shared = choice != "channel"
         if choice == "channel":
             self.low = lowest
-            self.high = np.where(self.flat, np.inf, highest)  # no 0 / 0 in flat ones
+            self.high = np.where(self.flat, np.inf, highest)  # no division by a range of 0
         elif choice == "layer":
-            # Flat channels are left out: one large constant would make all others look alike.
             varied = fmap if self.flat.all() else fmap[..., ~self.flat]
-            self.high = float(np.quantile(np.abs(varied), 0.99)) or 1.0  # a scale needs a length
+            self.high = float(np.quantile(np.abs(varied), 0.99)) or 1.0  # 0 is no range
             self.low = -self.high if lowest.min() < 0 else 0.0
         else:
             self.low, self.high = choice
@@ -187,19 +184,17 @@ class Scale:
         return np.rint(shares.clip(0, 1) * (LEVELS - 1)).astype(np.uint8)
 
     def describe(self, fmap: Array) -> str:
-        """Say what the scale is, and what it does not show."""
-        if self.shared:
-            words = [f"all tiles on one scale from {self.low:.4g} to {self.high:.4g}"]
-            beyond = 100 * np.mean((fmap < self.low) | (fmap > self.high))
-            if beyond:
-                words.append(f"{beyond:.3g}% of the values beyond")
-        else:
-            words = ["each tile over its own range"]
-            if self.flat.any():
-                words.append(f"{self.flat.sum()} flat: crossed out")
-        return " · ".join(words)
+        """Say what the scale is, and how much it does not show."""
+        if not self.shared:
+            flat = self.flat.sum()
+            crossed = f" · {flat} flat: crossed out" if flat else ""
+            return f"each tile over its own range{crossed}"
+        share = np.mean((fmap < self.low) | (fmap > self.high))
+        beyond = f" · {100 * share:.3g}% of the values beyond" if share else ""
+        return f"all tiles on one scale from {self.low:.4g} to {self.high:.4g}{beyond}"
 
     def default_cmap(self) -> str:
+        """Choose gray for channels on their own; where zero is in the middle, two colours."""
         if not self.shared:
             return "gray"
         return "coolwarm" if self.low == -self.high else "viridis"
@@ -209,9 +204,9 @@ def find_zoom(shape: tuple[int, ...], columns: int, figsize: tuple[float, float]
     """Find how many pixels wide and high a value can be."""
     height, width, channels = shape
     rows = math.ceil(channels / columns)
-    room = min(figsize) * DOTS_PER_INCH // max(rows, columns)  # of a tile
-    inside = room - TILE_GAP - 2 * FRAME_WIDTH
-    return max(1, int(inside // max(height, width)))
+    room = min(figsize) * DOTS_PER_INCH // max(rows, columns)  # for a tile and the gap
+    side = room - TILE_GAP - 2 * FRAME_WIDTH
+    return max(1, int(side // max(height, width)))
 
 
 def draw_tiles(fmap: Array, scale: Scale, zoom: int) -> Array:
@@ -220,26 +215,29 @@ def draw_tiles(fmap: Array, scale: Scale, zoom: int) -> Array:
     tiles = levels.repeat(zoom, axis=2).repeat(zoom, axis=1)
     if not scale.shared:
         diagonal = np.eye(*tiles.shape[1:], dtype=bool)
-        tiles[scale.flat] = np.where(diagonal | np.fliplr(diagonal), GREY, WHITE)
+        cross = diagonal | np.fliplr(diagonal)
+        tiles[scale.flat] = np.where(cross, GREY, WHITE)
     frame = (FRAME_WIDTH, FRAME_WIDTH)
     return np.pad(tiles, ((0, 0), frame, frame), constant_values=GREY)
 
 
 def draw_grid(tiles: Array, columns: int, labels: Sequence[str]) -> Array:
-    """Put the tiles in rows, below their labels or between numbers:
+    """Put the tiles in rows, each below its label or, without labels, with numbers around them:
 
-             0   1   2
-        0+  [ ] [ ] [ ]
-        3+  [ ] [ ]
-
-    Here, the last tile is channel 3 + 1.
+         0   1   2
+    0+  [ ] [ ] [ ]
+    3+  [ ] [ ]         channel 4 is in row 3+, below 1
     """
     channels, tile_height, tile_width = tiles.shape
     if len(labels) not in (0, channels):
         raise ValueError(f"expected {channels} labels, not {len(labels)}")
-    # The texts above tiles and beside them, by channel.
-    above = {c: draw_text(str(text)) for c, text in enumerate(labels or range(columns))}
-    beside = {c: draw_text(f"{c}+ ") for c in range(0, channels, columns) if not labels}
+    # The texts above and beside a tile, by its channel.
+    if labels:
+        above = dict(enumerate(map(draw_text, labels)))
+        beside = {}
+    else:
+        above = {column: draw_text(str(column)) for column in range(columns)}  # the first row
+        beside = {first: draw_text(f"{first}+ ") for first in range(0, channels, columns)}
     text_height = draw_text("").shape[0]
     left_margin = max([text.shape[1] for text in beside.values()], default=0)
     width = max(tile_width + TILE_GAP, *(text.shape[1] + TEXT_GAP for text in above.values()))
@@ -261,7 +259,7 @@ def draw_grid(tiles: Array, columns: int, labels: Sequence[str]) -> Array:
 
 
 def paste(block: Array, page: Array, top: int, middle: int) -> None:
-    """Put a block on a page, where its top is at `top` and its middle at `middle` from the left."""
+    """Put a block on a page, from `top` down, and centred on the column `middle`."""
     height, width = block.shape
     left = middle - width // 2
     page[top : top + height, left : left + width] = block
@@ -278,11 +276,11 @@ def draw_colorbar(scale: Scale) -> Array:
 
 @functools.lru_cache(1024)  # most texts recur from page to page
 def draw_text(text: str, size: int = TEXT_SIZE) -> Array:
-    """Draw a line of text in matplotlib's font. Its soft edges are greys from BLACK to WHITE."""
+    """Draw a line of text in matplotlib's font."""
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
     ascent, descent = font.getmetrics()
     line = Image.new("L", (math.ceil(font.getlength(text)), ascent + descent), WHITE)
-    ImageDraw.Draw(line).text((0, 0), text, BLACK, font)
+    ImageDraw.Draw(line).text((0, 0), text, BLACK, font)  # soft edges get indices in between: greys
     return np.asarray(line)
 
 
@@ -309,7 +307,7 @@ def make_palette(cmap: str) -> bytes:
 
 
 def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Save a picture. An older one stays until the new one is complete; other files stay."""
+    """Save a picture in one step. Of older files, only one with a Source (ours) is replaced."""
     if path.exists():
         with Image.open(path) as older:
             if "Source" not in older.info:
@@ -329,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         folders = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
-        # Progress, also that of Keras's download, goes to stderr, or nowhere if quiet.
+        # What is printed, also by Keras's download, goes to stderr, or nowhere if quiet.
         with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stderr):
             drawn = draw_pictures(folders, args)
     except KeyboardInterrupt:
@@ -351,7 +349,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         action="extend",
         required=True,
-        metavar="PICTURE",
         help="one or more pictures, or patterns such as cats/*.jpg; several get a folder each",
     )
     add("--output_dir", default="Images", metavar="FOLDER", help="where the pages go (Images)")
@@ -359,8 +356,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--layers",
         nargs="+",
         default=LAYERS,
-        metavar="NAME",
-        help="convolutions, such as conv_pw_6 or conv1 (all but conv1)",
+        help="convolutions, such as conv_pw_6 or conv1 (by default, all but conv1)",
     )
     add("--after", choices=STEPS, default="conv", help="take the values after this step (conv)")
     add(
@@ -376,15 +372,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
-    """Choose a folder for the pages of each picture, and return the pictures by folder.
+    """Choose a folder for the pages of each picture; return {folder: picture}.
 
-    A single picture gets `output_dir`. Of several, cats/1.jpg gets its subfolder cats/1, counted
-    from the folder that all pictures have in common.
+    A single picture gets `output_dir`. Several get subfolders: mine/cats/1.jpg and mine/dogs/1.jpg
+    get cats/1 and dogs/1.
     """
     paths = []
     for pattern in patterns:
-        found = sorted(glob.glob(pattern, recursive=True))
-        paths += found if found and not os.path.exists(pattern) else [pattern]
+        found = sorted(glob.glob(pattern, recursive=True)) or [pattern]
+        paths += [pattern] if os.path.exists(pattern) else found  # a name may have brackets
     if len(paths) == 1:
         return {output_dir: paths[0]}
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
@@ -411,11 +407,13 @@ def draw_pictures(folders: Mapping[Path, str], args: argparse.Namespace) -> int:
     load_tensorflow()
     weights = None if args.weights == "none" else args.weights
     model = Simple_Model(weights, args.after, args.layers)
-    scale = (0, 6) if (args.after, args.scale) == ("relu", "layer") else args.scale
+    scale = args.scale
+    if args.after == "relu" and scale == "layer":
+        scale = (0, 6)  # the ends of ReLU6, the same for all layers
     for folder, picture in pictures.items():
         path = folders[folder]
         print(f"Drawing {path!r} into {str(folder)!r} ...")
-        # A PNG cannot hold bytes of a file's name that are not UTF-8.
+        # The text in a PNG must be UTF-8, a file's name need not be.
         source = os.fsencode(os.path.basename(path)).decode(errors="replace")
         save_png(picture, folder / "network_input.png", {"Source": source})
         pages = Visualize(folder, scale, args.cmap, model.values, source)
@@ -441,7 +439,7 @@ def load_tensorflow() -> None:
 if __name__ == "__main__":
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a GPU takes longer to start than it saves
-    # Python would look for garbage among TensorFlow's million objects, for a second in all.
+    # TensorFlow's million objects stay: looking for garbage, now and at the exit, takes a second.
     gc.disable()
-    atexit.register(gc.freeze)  # nor look at the exit
+    atexit.register(gc.freeze)
     sys.exit(main())
