@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # conv_dw_1, conv_pw_1, conv_dw_2, ..., conv_pw_13
 LAYERS = [f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "pw")]
 
-# The steps of a layer, by Keras's suffixes, and what a page calls the values after each.
+# The steps after which a layer's values can be taken, and what to call them then.
 STEPS = {
     "conv": "convolution output",
     "bn": "batch-normalised",
@@ -41,8 +41,8 @@ class Simple_Model:
     ) -> None:
         """Load Keras and the network.
 
-        `weights`: "imagenet" (Keras downloads them once), None (untrained) or a file of those
-        of the network without its classifier (include_top=False).
+        `weights`: "imagenet" (Keras downloads them once), None (untrained) or a file of
+        weights that were saved without the classifier (include_top=False).
         `after`: the step whose values are the feature maps: the convolution ("conv"), its batch
         normalisation ("bn") or its ReLU6 ("relu").
         `layers`: names from LAYERS, or conv1, the ordinary convolution before them.
@@ -97,7 +97,7 @@ class Simple_Model:
 
         pixels = np.asarray(picture, "float32")[np.newaxis]  # (1, 224, 224, 3), from 0 to 255
         pixels = keras.applications.mobilenet.preprocess_input(pixels)  # from -1 to 1
-        # predict_on_batch first compiles the network, which pays from the sixth picture on.
+        # Compiling the network (predict_on_batch) costs more than it saves in five calls.
         self.calls += 1
         run = self.model if self.calls <= 5 else self.model.predict_on_batch
         maps = run(pixels)  # some backends sort them by name
@@ -123,13 +123,13 @@ def prepare(image: Image.Image) -> Image.Image:
     """Make an opened picture upright, RGB and 224×224."""
     if image.mode.startswith(("I", "F")):  # I, I;16, ... or F: grey of more than 8 bits
         small = to_8_bits(image.resize(SIZE, Image.Resampling.BICUBIC))
-    elif image.mode in ("L", "RGB"):
+    elif image.mode in ("L", "RGB"):  # opaque, but for a transparent colour, which is ignored
         small = image.resize(SIZE, Image.Resampling.BICUBIC)
     else:  # other colours, perhaps transparent
         small = resize_over_white(image)
-    picture = Image.new("RGB", SIZE)
+    picture = Image.new("RGB", SIZE)  # without metadata
     picture.paste(small)
-    # The orientation alone, because exif_transpose fails if any other EXIF number is malformed.
+    # exif_transpose gets the orientation alone: it fails if another EXIF number is malformed.
     picture.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation)
     return ImageOps.exif_transpose(picture)
 

@@ -1,9 +1,9 @@
 """Draw MobileNet's feature maps: one page per layer, with every channel on it.
 
-Values become levels (palette indices), levels become tiles, tiles stand in a grid on a page, and
-the page is saved as a PNG. matplotlib gives the colours and the letters. NumPy places the tiles,
-because one matplotlib Figure per page is no shorter in code and three times as slow: 10.7 seconds
-of CPU for a picture instead of 3.6. Scripts use the two classes and their methods by name.
+Values become levels, levels become tiles, tiles stand in a grid on a page, and the page is saved as
+a PNG. matplotlib gives the colours and the letters. NumPy places the tiles: one matplotlib Figure
+per page is three times as slow (10.7 seconds of CPU for a picture, not 3.6), and no less code.
+Other scripts import Simple_Model and Visualize: keep these names and those of their methods.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from Model import LAYERS, STEPS, Simple_Model, read_picture
 # are 17 greys from black to white, for all that is not a value.
 LEVELS = 239  # an odd number, so that 0 has a level of its own on a scale from -1 to 1
 BLACK = LEVELS
-GREY = 249  # light
+GREY = 249
 WHITE = 255
 
 # Sizes are in pixels.
@@ -65,15 +65,15 @@ class Visualize:
 
         `scale`: which values get the first and the last colour.
             "channel": the lowest and the highest of each channel.
-            "layer": -m and m, or 0 and m if none is negative. m is the 99th percentile of the
-            layer's magnitudes, without those of constant channels.
+            "layer": -m and m, where m is the 99th percentile of the absolute values (constant
+            channels aside); 0 and m if no value is negative.
             (low, high): these two.
         `cmap`: a matplotlib colormap. By default, `Scale.default_cmap` chooses it.
         `values`: what the numbers are, in words, such as "convolution output".
         `source`: the picture's name.
-        `figsize`: the size that the tiles must fit into, a square with the smaller side, in inches
-        of 144 pixels. In it, a value is a square of as many pixels as possible, at least one.
-        `layer_num`, `layer_type`: which layer it is that comes without a name (conv_dw_1).
+        `figsize`: in inches of 144 pixels. All tiles fit into the smaller side, and a value is a
+        square of as many pixels as this allows, at least one.
+        `layer_num`, `layer_type`: the layer that is meant where no name is given.
         """
         self.output_dir = output_dir
         self.scale = scale
@@ -91,7 +91,7 @@ class Visualize:
 
         `feature_maps` are arrays by name, as `get_feature_map` gives them. A list without names is
         counted in network order from conv_<layer_type>_<layer_num> on; ValueError if it has more
-        arrays than layers follow. The same `labels` go on every page.
+        arrays than there are layers left. All pages get the same `labels`.
         """
         if not isinstance(feature_maps, Mapping):
             first = LAYERS.index(f"conv_{self.layer_type}_{self.layer_num}")
@@ -119,27 +119,26 @@ class Visualize:
         Raises ValueError if the shape or the number of labels is wrong or a value is not finite.
         """
         name = name or f"conv_{self.layer_type}_{self.layer_num}"
-        labels = [str(label) for label in np.asarray(labels)]  # a tensor's would read tf.Tensor(7)
+        labels = [str(label) for label in np.asarray(labels)]  # from a tensor, too
         fmap = checked(name, fmap)
         height, width, channels = fmap.shape
-        kind = "tile" if labels else "channel"  # labelled tiles may be anything
-        plural = "s" if channels > 1 else ""
-        heading = f"{self.values} · {channels} {kind}{plural} of {height}×{width}"
+        kind = "tile" if labels else "channel"  # with labels, it may be a layer or a picture
+        count = f"{channels} {kind}s" if channels > 1 else f"1 {kind}"
+        heading = f"{self.values} · {count} of {height}×{width}"
         scale = Scale(self.scale, fmap)
         caption = scale.describe(fmap)
         zoom = find_zoom(fmap.shape, square, self.figsize)
         tiles = draw_tiles(fmap, scale, zoom)
-        lines = filter(None, [heading, self.source, caption])
         blocks = [
             draw_text(name, TITLE_SIZE),
-            *map(draw_text, lines),
+            *map(draw_text, filter(None, [heading, self.source, caption])),
             draw_text(""),
             draw_grid(tiles, square, labels),
         ]
         if scale.shared:
             blocks += [draw_text(""), draw_colorbar(scale)]
         page = Image.fromarray(stack(blocks))
-        page.putpalette(make_palette(self.cmap or scale.default_cmap()))  # for its indices
+        page.putpalette(make_palette(self.cmap or scale.default_cmap()))  # which makes L mode P
         metadata = {"Title": f"{name} · {heading}", "Source": self.source, "Scale": caption}
         return save_png(page, Path(self.output_dir, f"{name}.png"), metadata)
 
@@ -165,15 +164,16 @@ class Scale:
         lowest = fmap.min(axis=(0, 1))  # (C,)
         highest = fmap.max(axis=(0, 1))
         ranges = highest - lowest
-        # A channel counts as constant if another varies a million times as much.
+        # Channels that vary by less than a millionth of the most varied one count as constant.
         self.flat = ranges <= 1e-6 * ranges.max()
         self.shared = choice != "channel"
         if choice == "channel":
             self.low = lowest
-            self.high = np.where(self.flat, np.inf, highest)  # no division by a range of 0
+            self.high = np.where(self.flat, lowest + 1, highest)  # flat ones need any range
         elif choice == "layer":
             varied = fmap if self.flat.all() else fmap[..., ~self.flat]
-            self.high = float(np.quantile(np.abs(varied), 0.99)) or 1.0  # 0 is no range
+            sizes = np.abs(varied)
+            self.high = float(np.quantile(sizes, 0.99) or sizes.max() or 1)  # never 0
             self.low = -self.high if lowest.min() < 0 else 0.0
         else:
             self.low, self.high = choice
@@ -194,7 +194,7 @@ class Scale:
         return f"all tiles on one scale from {self.low:.4g} to {self.high:.4g}{beyond}"
 
     def default_cmap(self) -> str:
-        """Choose gray for channels on their own; where zero is in the middle, two colours."""
+        """Choose gray for channels, and two colours if 0 is in the middle of a shared scale."""
         if not self.shared:
             return "gray"
         return "coolwarm" if self.low == -self.high else "viridis"
@@ -231,24 +231,24 @@ def draw_grid(tiles: Array, columns: int, labels: Sequence[str]) -> Array:
     channels, tile_height, tile_width = tiles.shape
     if len(labels) not in (0, channels):
         raise ValueError(f"expected {channels} labels, not {len(labels)}")
+    text_height = draw_text("").shape[0]
+    row_height = max(tile_height + TILE_GAP, text_height)
     # The texts above and beside a tile, by its channel.
     if labels:
         above = dict(enumerate(map(draw_text, labels)))
         beside = {}
+        row_height += text_height
     else:
         above = {column: draw_text(str(column)) for column in range(columns)}  # the first row
         beside = {first: draw_text(f"{first}+ ") for first in range(0, channels, columns)}
-    text_height = draw_text("").shape[0]
     left_margin = max([text.shape[1] for text in beside.values()], default=0)
     width = max(tile_width + TILE_GAP, *(text.shape[1] + TEXT_GAP for text in above.values()))
-    height = max(tile_height + TILE_GAP, text_height)
-    if labels:
-        height += text_height
     rows = math.ceil(channels / columns)
-    grid = np.full((text_height + rows * height, left_margin + columns * width), WHITE, np.uint8)
+    grid_height = text_height + rows * row_height
+    grid = np.full((grid_height, left_margin + columns * width), WHITE, np.uint8)
     for channel, tile in enumerate(tiles):
         row, column = divmod(channel, columns)
-        top = text_height + row * height
+        top = text_height + row * row_height
         middle = left_margin + column * width + width // 2
         paste(tile, grid, top, middle)
         if channel in above:
@@ -297,7 +297,6 @@ def stack(blocks: Sequence[Array]) -> Array:
     return page
 
 
-@functools.cache
 def make_palette(cmap: str) -> bytes:
     """Give the RGB bytes of a colormap's levels and of the greys."""
     colormap = matplotlib.colormaps.get_cmap(cmap).resampled(LEVELS)
@@ -307,7 +306,7 @@ def make_palette(cmap: str) -> bytes:
 
 
 def save_png(picture: Image.Image, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Save a picture in one step. Of older files, only one with a Source (ours) is replaced."""
+    """Save a picture. It replaces, when it is complete, only a file that has a Source, too."""
     if path.exists():
         with Image.open(path) as older:
             if "Source" not in older.info:
@@ -379,8 +378,10 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
     """
     paths = []
     for pattern in patterns:
-        found = sorted(glob.glob(pattern, recursive=True)) or [pattern]
-        paths += [pattern] if os.path.exists(pattern) else found  # a name may have brackets
+        if os.path.exists(pattern):  # a name may have brackets
+            paths.append(pattern)
+        else:
+            paths += sorted(glob.glob(pattern, recursive=True)) or [pattern]
     if len(paths) == 1:
         return {output_dir: paths[0]}
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
@@ -407,13 +408,12 @@ def draw_pictures(folders: Mapping[Path, str], args: argparse.Namespace) -> int:
     load_tensorflow()
     weights = None if args.weights == "none" else args.weights
     model = Simple_Model(weights, args.after, args.layers)
-    scale = args.scale
-    if args.after == "relu" and scale == "layer":
-        scale = (0, 6)  # the ends of ReLU6, the same for all layers
+    # The ends of ReLU6 make a scale that all layers share.
+    scale = (0, 6) if args.after == "relu" and args.scale == "layer" else args.scale
     for folder, picture in pictures.items():
         path = folders[folder]
         print(f"Drawing {path!r} into {str(folder)!r} ...")
-        # The text in a PNG must be UTF-8, a file's name need not be.
+        # Bytes that are not UTF-8, which no PNG can hold as text, become "�".
         source = os.fsencode(os.path.basename(path)).decode(errors="replace")
         save_png(picture, folder / "network_input.png", {"Source": source})
         pages = Visualize(folder, scale, args.cmap, model.values, source)
