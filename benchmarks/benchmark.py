@@ -115,7 +115,7 @@ def time_one_figure_per_page(model: Simple_Model, folder: Path) -> float:
 def time_one_axes_per_channel(model: Simple_Model, folder: Path) -> float:
     """Draw three layers with one Axes per channel, and scale their seconds up to all channels."""
     matplotlib.use("Agg")
-    maps = dict(zip(model.output_layers, model.get_feature_map(SAMPLE)))
+    maps = model.get_feature_map(SAMPLE)
     start = time.perf_counter()
     for layer in SUBSET:
         one_axes_per_channel(layer, maps[layer], folder)
