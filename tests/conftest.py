@@ -1,6 +1,7 @@
 """What the tests share: the table of layers, and how to find the tiles on a page again."""
 
 import os
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,11 @@ def pretrained() -> Simple_Model:
         if os.environ.get("REQUIRE_WEIGHTS"):
             pytest.fail(f"REQUIRE_WEIGHTS is set: {error}")
         pytest.skip(f"needs the ImageNet weights: {error}")
+
+
+def heed_ctrl_c():
+    """For a new process: tests that run in the background ignore SIGINT, and it would, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Tile(NamedTuple):

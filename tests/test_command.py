@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE
+from conftest import ROOT, SAMPLE, heed_ctrl_c
 from PIL import Image
 
 from Model import LAYERS, read_picture
@@ -279,7 +279,9 @@ def test_a_run_that_is_stopped_leaves_whole_pages(tmp_path, end):
     for number in range(30):
         Image.open(SAMPLE).rotate(number).save(tmp_path / f"{number}.png")
     job = "--image_path", "*.png", "--output_dir", "out", "--weights", "none", "--quiet"
-    process = subprocess.Popen(**command_line(tmp_path, *job), stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        **command_line(tmp_path, *job), stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c
+    )
     while len(list(tmp_path.glob("out/*/*.png"))) < 60:
         assert process.poll() is None
         time.sleep(0.01)

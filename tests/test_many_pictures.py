@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE
+from conftest import ROOT, SAMPLE, heed_ctrl_c
 from PIL import Image
 
 from Model import Simple_Model
@@ -142,7 +142,7 @@ def test_stopped(tmp_path):
     pytest.importorskip("ray", reason="Ray has no wheel for this Python")
     Image.open(SAMPLE).save(tmp_path / "1.png")
     job = command_line(tmp_path, ".", "vectors")
-    process = subprocess.Popen(**job, start_new_session=True)
+    process = subprocess.Popen(**job, start_new_session=True, preexec_fn=heed_ctrl_c)
     assert process.stdout.readline().startswith("1 files, 1 of them")
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate()
