@@ -34,7 +34,7 @@ class Vectors:
             with self.disk.open_input_file(path) as file:
                 maps = self.model.get_feature_map(file)
         except OSError as error:
-            row["error"] = f"{path}: {error}"
+            row["error"] = f"{path}: {error.__cause__ or error}"
         else:
             activations = maps[self.layer]  # (1, H, W, C)
             means = activations.mean(axis=(0, 1, 2), dtype=float)  # float32 sums lose digits
