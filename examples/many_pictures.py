@@ -6,10 +6,10 @@ Rows are saved by the thousand. At the end you read which pictures failed, and w
 tries those again, and goes on with a job that was stopped. If a worker dies, Ray repeats its work.
 
 First, pip install "ray[data]" tqdm. Keras downloads the weights into its folder; if it cannot write
-there, give --weights. On a cluster (set RAY_ADDRESS), each machine needs Ray, this project, the
-weights and both folders.
+there, give --weights. On a cluster (set RAY_ADDRESS), all machines need all this, and both folders.
 """
 
+import io
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -32,7 +32,8 @@ class Vectors:
         row = {"path": path, "vector": None, "error": None}
         try:
             with self.disk.open_input_file(path) as file:
-                maps = self.model.get_feature_map(file)
+                picture = io.BytesIO(file.read())
+            maps = self.model.get_feature_map(picture)
         except OSError as error:
             row["error"] = f"{path}: {error.__cause__ or error}"
         else:
