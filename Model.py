@@ -108,7 +108,7 @@ def read_picture(img_path: Picture) -> Image.Image:
     """Read a picture as the network sees it: upright, over white, RGB, squeezed to 224×224.
 
     Grey of more than 8 bits is stretched: its lowest value becomes black, its highest white. Colour
-    profiles are ignored. Raises OSError if the picture cannot be read.
+    profiles are ignored; so is a transparent colour in RGB or grey. Raises OSError if unreadable.
     """
     try:
         if isinstance(img_path, Image.Image):
