@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO, Union
+from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
-
-if TYPE_CHECKING:
-    import keras
+from PIL import Image, ImageOps
+from PIL.ExifTags import Base as Tag
 
 # conv_dw_1, conv_pw_1, conv_dw_2, ..., conv_pw_13
 LAYERS = [f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "pw")]
 
-# The steps after which a layer's values can be taken, and what to call them then.
+# The steps of a layer, and what its values are called after each.
 STEPS = {
     "conv": "convolution output",
     "bn": "batch-normalised",
     "relu": "activation after ReLU6",
 }
 
-SIZE = (224, 224)  # of MobileNet's input
-
-Picture = Union[str, os.PathLike, BinaryIO, Image.Image]  # here, | would need Python 3.10
+SIZE = (224, 224)  # of the pictures that MobileNet is trained on
 
 
 class Simple_Model:
-    """MobileNet v1 (width 1.0, https://arxiv.org/abs/1704.04861) with many layers as outputs."""
+    """MobileNet v1 (https://arxiv.org/abs/1704.04861) with many layers as outputs."""
 
     def __init__(
         self,
@@ -41,10 +37,9 @@ class Simple_Model:
     ) -> None:
         """Load Keras and the network.
 
-        `weights`: "imagenet" (Keras downloads them once), None (untrained) or a file of
-        weights that were saved without the classifier (include_top=False).
-        `after`: the step whose values are the feature maps: the convolution ("conv"), its batch
-        normalisation ("bn") or its ReLU6 ("relu").
+        `weights`: "imagenet" (Keras downloads them once), None (untrained) or a file of weights
+        for the network without its classifier (include_top=False).
+        `after`: the step after which the values are taken, from STEPS.
         `layers`: names from LAYERS, or conv1, the ordinary convolution before them.
 
         The attribute `values` says in words what the maps are. Raises OSError if the weights cannot
@@ -59,9 +54,9 @@ class Simple_Model:
         elif weights != "imagenet":
             self.values += f", weights of {os.path.basename(weights)}"
         self.model = self.build_model()
-        self.calls = 0
+        self.pictures_seen = 0
 
-    def build_model(self) -> keras.Model:
+    def build_model(self):
         """Build one `keras.Model` that gives all outputs in a single forward pass."""
         import keras  # here, so that importing this module does not take seconds
 
@@ -71,44 +66,43 @@ class Simple_Model:
             raise ValueError(f"Keras must be set to channels_last and float32, not to {settings}")
         try:
             network = keras.applications.MobileNet(
-                input_shape=(*SIZE, 3),
-                include_top=False,
-                weights=self.weights,
+                input_shape=(*SIZE, 3), include_top=False, weights=self.weights
             )
         except Exception as error:  # the download, h5py and Keras raise all kinds
             raise OSError(f"cannot load weights {str(self.weights)!r}: {error}") from error
-        suffix = "" if self.after == "conv" else f"_{self.after}"  # as in conv1_relu
+        suffix = "" if self.after == "conv" else f"_{self.after}"  # Keras's name: conv_dw_1_relu
         outputs = {name: network.get_layer(name + suffix).output for name in self.output_layers}
         return keras.Model(network.input, outputs)
 
-    def get_feature_map(self, img_path: Picture) -> dict[str, np.ndarray]:
+    def get_feature_map(
+        self, img_path: str | os.PathLike | BinaryIO | Image.Image
+    ) -> dict[str, np.ndarray]:
         """Compute the feature maps of a picture: a path, an open binary file or a PIL image.
 
         Returns a float32 array of shape (1, H, W, C) for each name in `output_layers`, in that
-        order. For example, conv_dw_1 is (1, 112, 112, 32) and conv_pw_13 is (1, 7, 7, 1024). After
-        ReLU6, values lie between 0 and 6; before it, they have no bounds. Raises OSError if the
-        picture cannot be read.
+        order: conv_dw_1 is (1, 112, 112, 32), conv_pw_13 is (1, 7, 7, 1024). Values have no bounds;
+        after ReLU6, they lie between 0 and 6. Raises OSError if the picture cannot be read.
         """
         return self.compute(read_picture(img_path))
 
     def compute(self, picture: Image.Image) -> dict[str, np.ndarray]:
-        """Compute the feature maps of a picture as `read_picture` prepares it."""
+        """Compute the feature maps of a picture that `read_picture` has read."""
         import keras
 
         pixels = np.asarray(picture, "float32")[np.newaxis]  # (1, 224, 224, 3), from 0 to 255
         pixels = keras.applications.mobilenet.preprocess_input(pixels)  # from -1 to 1
-        # Compiling the network (predict_on_batch) costs more than it saves in five calls.
-        self.calls += 1
-        run = self.model if self.calls <= 5 else self.model.predict_on_batch
-        maps = run(pixels)  # some backends sort them by name
+        # Compiling (in predict_on_batch) takes as long as five pictures, so it is for long loops.
+        self.pictures_seen += 1
+        run = self.model if self.pictures_seen <= 5 else self.model.predict_on_batch
+        maps = run(pixels)  # a dict, in an order that depends on Keras's backend
         return {name: keras.ops.convert_to_numpy(maps[name]) for name in self.output_layers}
 
 
-def read_picture(img_path: Picture) -> Image.Image:
+def read_picture(img_path: str | os.PathLike | BinaryIO | Image.Image) -> Image.Image:
     """Read a picture as the network sees it: upright, over white, RGB, squeezed to 224×224.
 
-    Grey of more than 8 bits is stretched: its lowest value becomes black, its highest white. Colour
-    profiles are ignored; so is a transparent colour in RGB or grey. Raises OSError if unreadable.
+    Grey of more than 8 bits is stretched from black to white. Colour profiles are ignored. Raises
+    OSError if the picture cannot be read.
     """
     try:
         if isinstance(img_path, Image.Image):
@@ -120,30 +114,30 @@ def read_picture(img_path: Picture) -> Image.Image:
 
 
 def prepare(image: Image.Image) -> Image.Image:
-    """Make an opened picture upright, RGB and 224×224."""
-    if image.mode.startswith(("I", "F")):  # I, I;16, ... or F: grey of more than 8 bits
-        small = to_8_bits(image.resize(SIZE, Image.Resampling.BICUBIC))
-    elif image.mode in ("L", "RGB"):  # opaque, but for a transparent colour, which is ignored
-        small = image.resize(SIZE, Image.Resampling.BICUBIC)
-    else:  # other colours, perhaps transparent
+    """Give an opened picture the size, colours and orientation that `read_picture` promises."""
+    if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
+        small = stretch(image.resize(SIZE))
+    elif image.mode in ("L", "RGB"):
+        small = image.resize(SIZE)
+    else:  # perhaps transparent
         small = resize_over_white(image)
     picture = Image.new("RGB", SIZE)  # without metadata
     picture.paste(small)
-    # exif_transpose gets the orientation alone: it fails if another EXIF number is malformed.
-    picture.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation)
+    # exif_transpose needs the orientation, but fails if any other EXIF number is malformed.
+    picture.getexif()[Tag.Orientation] = image.getexif().get(Tag.Orientation)
     return ImageOps.exif_transpose(picture)
 
 
-def to_8_bits(grey: Image.Image) -> Image.Image:
-    """Stretch grey: the lowest finite number becomes 0 and the highest 255. NaN becomes 0."""
+def stretch(grey: Image.Image) -> Image.Image:
+    """Make the lowest number 0 (black) and the highest 255 (white). NaN becomes black."""
     numbers = np.asarray(grey, float)
     finite = numbers[np.isfinite(numbers)]
-    levels = np.interp(numbers, (finite.min(), finite.max()), (0, 255))
+    levels = np.interp(numbers, [finite.min(), finite.max()], [0, 255])
     return Image.fromarray(np.nan_to_num(levels).round().astype(np.uint8))
 
 
 def resize_over_white(image: Image.Image) -> Image.Image:
-    """Lay an image on white and resize it, one colour at a time to save memory."""
+    """Lay an image on white and resize it: one colour after the other, to save memory."""
     if image.mode != "RGBA":
         image = image.convert("RGBA")
     opacity = image.getchannel("A")
@@ -151,5 +145,5 @@ def resize_over_white(image: Image.Image) -> Image.Image:
     for name in "RGB":
         colour = Image.new("L", image.size, "white")
         colour.paste(image.getchannel(name), mask=opacity)
-        colours.append(colour.resize(SIZE, Image.Resampling.BICUBIC))
+        colours.append(colour.resize(SIZE))
     return Image.merge("RGB", colours)
