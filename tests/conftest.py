@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from Model import Simple_Model
+from Visualize import MARGIN, TITLE_SIZE, draw_text
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "sample.jpg"
@@ -21,6 +22,8 @@ SIZES += [(28, 256), (28, 256), (14, 256), *[(14, 512)] * 11, (7, 512), *[(7, 10
 LAST_LEVEL = 238
 GREY = 249
 WHITE = 255
+
+HEADING, CAPTION, SOURCE = range(3)  # the lines below the title
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,16 @@ def pixels_of(path):
     with Image.open(path) as page:
         assert page.mode == "P"
         return np.asarray(page)
+
+
+def assert_line(path, line, text):
+    """Check that a line below the title shows this text and nothing else."""
+    height = len(draw_text(""))
+    top = MARGIN + len(draw_text("", TITLE_SIZE)) + line * height
+    strip = pixels_of(path)[top : top + height, MARGIN:]
+    width = draw_text(text).shape[1]
+    np.testing.assert_array_equal(strip[:, :width], draw_text(text), err_msg=text)
+    assert (strip[:, width:] == WHITE).all()
 
 
 def find_tiles(path, height, width):

@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, heed_ctrl_c
+from conftest import CAPTION, HEADING, ROOT, SAMPLE, SOURCE, assert_line, heed_ctrl_c, pixels_of
 from PIL import Image
 
 from Model import LAYERS, read_picture
@@ -70,8 +70,9 @@ def test_the_main_job(tmp_path, pretrained):
             assert picture.text["Source"] == "sample.jpg"
     seen = Image.open(tmp_path / "Images" / "network_input.png")
     np.testing.assert_array_equal(seen, read_picture(SAMPLE))
-    with Image.open(tmp_path / "Images" / "conv_pw_1.png") as page:
-        assert page.text["Title"] == "conv_pw_1 · convolution output · 64 channels of 112×112"
+    page = tmp_path / "Images" / "conv_pw_1.png"
+    assert_line(page, HEADING, "convolution output · 64 channels of 112×112")
+    assert_line(page, SOURCE, "sample.jpg")
 
 
 def test_many_pictures_one_of_them_bad(tmp_path):
@@ -90,10 +91,10 @@ def test_many_pictures_one_of_them_bad(tmp_path):
     ]
     files = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/*/*")}
     assert files == {f"{name}/{file}" for name in ("upright", "turned") for file in FILES}
-    turned, upright = (Image.open(path) for path in sorted(tmp_path.glob("out/*/conv_dw_1.png")))
-    assert turned.text["Source"] == "turned.png"
-    assert "untrained weights" in turned.text["Title"]
-    assert not np.array_equal(upright, turned)
+    turned, upright = sorted(tmp_path.glob("out/*/conv_dw_1.png"))
+    assert_line(turned, SOURCE, "turned.png")
+    assert_line(turned, HEADING, "convolution output, untrained weights · 32 channels of 112×112")
+    assert not np.array_equal(pixels_of(upright), pixels_of(turned))
 
 
 @posix
@@ -298,11 +299,12 @@ def test_options_reach_the_pages(tmp_path, capsys):
     assert main([*job, "--cmap", "seismic", "--after", "bn"]) == 0
     assert {path.stem for path in tmp_path.iterdir()} == {"conv_dw_2", "conv1", "network_input"}
     with Image.open(tmp_path / "conv_dw_2.png") as page:
-        assert page.text["Title"].startswith("conv_dw_2 · batch-normalised, untrained weights")
         assert page.getpalette()[:3] == [0, 0, 76]  # seismic begins dark blue
+    heading = "batch-normalised, untrained weights · 64 channels of 56×56"
+    assert_line(tmp_path / "conv_dw_2.png", HEADING, heading)
     assert main([*job, "--after", "relu"]) == 0
-    with Image.open(tmp_path / "conv1.png") as page:
-        assert page.text["Scale"].startswith("all tiles on one scale from 0 to 6")
+    caption = "all tiles on one scale from 0 to 6 · 0% of the values beyond"
+    assert_line(tmp_path / "conv1.png", CAPTION, caption)
     assert capsys.readouterr() == ("", "")
 
 

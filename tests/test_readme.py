@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE
+from conftest import HEADING, ROOT, SAMPLE, assert_line
 from PIL import Image
 
 from Model import Simple_Model
@@ -72,8 +72,8 @@ def test_another_network_may_be_sequential_or_nested(tmp_path, model):
     code += re.sub(r"^other = .*\n", model, block, flags=re.MULTILINE)
     shutil.copy(SAMPLE, tmp_path)
     run(tmp_path, code)
-    with Image.open(tmp_path / "Pages" / "Conv1.png") as page:
-        assert page.text["Title"].endswith("5 channels of 222×222")
+    heading = "untrained MobileNetV2 · 5 channels of 222×222"
+    assert_line(tmp_path / "Pages" / "Conv1.png", HEADING, heading)
 
 
 def draw_shown(example, folder, written):

@@ -11,7 +11,19 @@ import matplotlib
 import matplotlib.style
 import numpy as np
 import pytest
-from conftest import GREY, LAST_LEVEL, ROOT, SIZES, WHITE, find_tiles, pixels_of
+from conftest import (
+    CAPTION,
+    GREY,
+    HEADING,
+    LAST_LEVEL,
+    ROOT,
+    SIZES,
+    SOURCE,
+    WHITE,
+    assert_line,
+    find_tiles,
+    pixels_of,
+)
 from matplotlib.ft2font import FT2Font
 from PIL import Image
 
@@ -54,11 +66,6 @@ def assert_one_scale(path, fmap, low, high):
     assert_levels(path, fmap, [(low, high)] * fmap.shape[-1])
 
 
-def text_of(path):
-    with Image.open(path) as page:
-        return page.text
-
-
 def inked(strip):
     """The part of a strip of white on which something is drawn, and where it is."""
     rows, columns = np.nonzero(strip < WHITE)
@@ -67,10 +74,10 @@ def inked(strip):
     return part, top + len(part) / 2, left + part.shape[1] / 2
 
 
-def assert_only_text(strip, text):
+def assert_only_text(strip, text, *size):
     """Check that a strip shows this text and nothing else; return the middle of its ink."""
     part, middle, centre = inked(strip)
-    np.testing.assert_array_equal(part, inked(draw_text(text))[0], err_msg=text)
+    np.testing.assert_array_equal(part, inked(draw_text(text, *size))[0], err_msg=text)
     return middle, centre
 
 
@@ -137,21 +144,23 @@ def test_flat_channels_are_crossed_out_on_their_own_range(tmp_path, side):
     assert [is_crossed(tile) for tile in tiles_of(path, fmap)] == [
         c in (1, 2, 6) for c in range(10)
     ]
-    assert text_of(path)["Scale"].endswith(" · 3 flat: crossed out")
+    assert_line(path, CAPTION, "each tile over its own range · 3 flat: crossed out")
 
 
 def test_flat_channels_have_the_colour_of_their_value_on_one_scale(tmp_path):
     fmap = maps_with_flat_channels(7)
     path = draw(tmp_path, fmap, scale=(-4, 4))
     assert_one_scale(path, fmap, -4, 4)
-    assert "crossed" not in text_of(path)["Scale"]
+    beyond = np.mean(abs(fmap) > 4)
+    words = f"all tiles on one scale from -4 to 4 · {100 * beyond:.3g}% of the values beyond"
+    assert_line(path, CAPTION, words)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_layer_that_is_all_flat(tmp_path):
     fmap = np.full((1, 3, 3, 4), 2.5)
     path = draw(tmp_path, fmap, 2)
-    assert "4 flat" in text_of(path)["Scale"]
+    assert_line(path, CAPTION, "each tile over its own range · 4 flat: crossed out")
     assert all(map(is_crossed, tiles_of(path, fmap)))
     assert_one_scale(draw(tmp_path, fmap, 2, scale="layer"), fmap, 0, 2.5)
     assert_one_scale(draw(tmp_path, fmap * 0, 2, scale="layer"), fmap * 0, 0, 1)
@@ -169,11 +178,11 @@ def test_one_signed_scale_for_a_layer(tmp_path):
     bound = np.percentile(np.abs(fmap.astype(float)), 99)
     path = draw(tmp_path, fmap, scale="layer")
     assert_one_scale(path, fmap, -bound, bound)
-    ends = f"from {-bound:.4g} to {bound:.4g}"
-    assert text_of(path)["Scale"] == f"all tiles on one scale {ends} · 1% of the values beyond"
-    flat = np.full((1, 20, 20, 1), 1000)  # does not change the ends
-    path = draw(tmp_path, np.concatenate([fmap, flat], axis=3), scale="layer")
-    assert ends in text_of(path)["Scale"]
+    words = f"all tiles on one scale from {-bound:.4g} to {bound:.4g} · 1% of the values beyond"
+    assert_line(path, CAPTION, words)
+    flat = np.full((1, 20, 20, 1), 1000, np.float32)  # does not change the ends
+    fmap = np.concatenate([fmap, flat], axis=3)
+    assert_one_scale(draw(tmp_path, fmap, scale="layer"), fmap, -bound, bound)
 
 
 def test_a_scale_from_zero_for_a_layer_without_negative_values(tmp_path):
@@ -188,9 +197,10 @@ def test_two_ends_as_a_scale(tmp_path, ends):
     path = draw(tmp_path, fmap, scale=ends)
     assert_one_scale(path, fmap, *ends)
     beyond = np.mean((fmap < ends[0]) | (fmap > ends[1]))
-    assert f"{100 * beyond:.3g}% of the values beyond" in text_of(path)["Scale"]
+    words = f"all tiles on one scale from {ends[0]} to {ends[1]}"
+    assert_line(path, CAPTION, f"{words} · {100 * beyond:.3g}% of the values beyond")
     inside = draw(tmp_path, fmap.clip(*ends), scale=ends)
-    assert text_of(inside)["Scale"] == f"all tiles on one scale from {ends[0]} to {ends[1]}"
+    assert_line(inside, CAPTION, f"{words} · 0% of the values beyond")
 
 
 @pytest.mark.parametrize(
@@ -239,27 +249,19 @@ def likeness(*pictures):
     return np.corrcoef(np.ravel(small[0]), np.ravel(small[1]))[0, 1]
 
 
-@pytest.mark.parametrize("scale", ["channel", "layer"])
-def test_the_words_above_the_grid(tmp_path, scale):
-    fmap = maps_with_flat_channels(14)
-    path = draw(tmp_path, fmap, scale=scale, values="numbers", source="Vögel 鳥.jpg")
+@pytest.mark.parametrize(("channels", "counted"), [(10, "10 channels"), (1, "1 channel")])
+def test_the_words_above_the_grid(tmp_path, channels, counted):
+    fmap = random_maps(14, channels)
+    path = draw(tmp_path, fmap, values="numbers", source="Vögel 鳥.jpg")
     page = pixels_of(path)
-    words = {
-        "channel": "each tile over its own range · 3 flat: crossed out",
-        "layer": text_of(path)["Scale"],
-    }
-    lines = ["numbers · 10 channels of 14×14", "Vögel 鳥.jpg", words[scale]]
-    top = MARGIN
-    for text in (draw_text("layer", TITLE_SIZE), *map(draw_text, lines)):
-        height, width = text.shape
-        strip = page[top : top + height]
-        np.testing.assert_array_equal(strip[:, MARGIN : MARGIN + width], text)
-        assert (strip[:, MARGIN + width :] == WHITE).all()
-        top += height
-    numbers = len(draw_text("0"))
-    empty = page[top : tiles_of(path, fmap)[0].top - numbers - 3]
-    assert len(empty) > 20
-    assert (empty == WHITE).all()
+    title = draw_text("layer", TITLE_SIZE)
+    assert_only_text(page[: MARGIN + len(title)], "layer", TITLE_SIZE)
+    corner = page[MARGIN : MARGIN + len(title), MARGIN : MARGIN + title.shape[1]]
+    np.testing.assert_array_equal(corner, title)
+    assert_line(path, HEADING, f"numbers · {counted} of 14×14")
+    assert_line(path, CAPTION, "each tile over its own range")
+    assert_line(path, SOURCE, "Vögel 鳥.jpg")
+    assert_line(path, SOURCE + 1, "")
 
 
 @pytest.mark.parametrize(("channels", "columns"), [(16, 4), (1024, 32), (10_201, 101)])
@@ -270,11 +272,12 @@ def test_numbers_stand_above_their_columns_and_beside_their_rows(tmp_path, chann
     tiles = tiles_of(path, fmap)
     height, width = tiles[0].pixels.shape
     spacing = tiles[1].left - tiles[0].left
-    above = tiles[0].top - 2
+    line = len(draw_text(""))
+    top = MARGIN + len(draw_text("", TITLE_SIZE)) + 4 * line  # after three lines and an empty one
     for column, tile in enumerate(tiles[:columns]):
         middle = tile.left + width / 2
         left = int(middle - spacing / 2)
-        strip = page[above - 33 : above, left : left + spacing]
+        strip = page[top : top + line, left : left + spacing]
         _, centre = assert_only_text(strip, str(column))
         assert abs(left + centre - middle) <= 2
     left = MARGIN + draw_text(f"{(channels - 1) // columns * columns}+").shape[1]
@@ -301,10 +304,7 @@ def test_labels_stand_above_their_tiles(tmp_path, wide):
         _, centre = assert_only_text(strip, str(label))
         assert abs(left + centre - middle) <= 2
     assert_own_ranges(path, fmap)
-    heading = draw_text("values · 3 tiles of 14×14")
-    top = MARGIN + len(draw_text("", TITLE_SIZE))
-    drawn = page[top : top + len(heading), MARGIN : MARGIN + heading.shape[1]]
-    np.testing.assert_array_equal(drawn, heading)
+    assert_line(path, HEADING, "values · 3 tiles of 14×14")
 
 
 def test_labels_are_those_of_every_layer_and_there_is_one_for_each_tile(tmp_path):
@@ -347,16 +347,9 @@ def test_the_ends_of_the_colourbar(tmp_path):
 def test_odd_sources(tmp_path, source):
     fmap = random_maps()
     path = draw(tmp_path, fmap, source=source)
-    assert text_of(path)["Source"] == source
+    assert Image.open(path).text == {"Source": source}
     assert_own_ranges(path, fmap)
-    top = MARGIN + len(draw_text("", TITLE_SIZE)) + len(draw_text(""))
-    assert_only_text(pixels_of(path)[top : top + len(draw_text(""))], source)
-
-
-def test_a_page_without_a_source_has_no_empty_line(tmp_path):
-    page = pixels_of(draw(tmp_path, random_maps()))
-    top = MARGIN + len(draw_text("", TITLE_SIZE)) + len(draw_text(""))
-    assert_only_text(page[top : top + len(draw_text(""))], "each tile over its own range")
+    assert_line(path, SOURCE, source)
 
 
 def test_what_a_font_lacks_is_seen():
@@ -420,15 +413,6 @@ def test_what_cannot_be_drawn(tmp_path):
     with pytest.raises(ValueError, match="virdis"):
         Visualize(tmp_path, cmap="virdis").proccess_each_feature_map(4, random_maps())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_metadata_have_the_words_of_the_page(tmp_path):
-    path = draw(tmp_path, random_maps(), source="a.jpg", values="3×3 kernels")
-    assert text_of(path) == {
-        "Title": "layer · 3×3 kernels · 10 channels of 7×7",
-        "Source": "a.jpg",
-        "Scale": "each tile over its own range",
-    }
 
 
 def test_threads_under_any_style(tmp_path):
