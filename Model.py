@@ -91,10 +91,10 @@ class Simple_Model:
 
         pixels = np.asarray(picture, "float32")[np.newaxis]  # (1, 224, 224, 3), from 0 to 255
         pixels = keras.applications.mobilenet.preprocess_input(pixels)  # from -1 to 1
-        # Compiling (in predict_on_batch) takes as long as five pictures, so it is for long loops.
+        # predict_on_batch is faster, but first compiles the network, for the time of five calls.
         self.pictures_seen += 1
         run = self.model if self.pictures_seen <= 5 else self.model.predict_on_batch
-        maps = run(pixels)  # a dict, in an order that depends on Keras's backend
+        maps = run(pixels)  # in an order that depends on Keras's backend
         return {name: keras.ops.convert_to_numpy(maps[name]) for name in self.output_layers}
 
 
@@ -119,17 +119,17 @@ def prepare(image: Image.Image) -> Image.Image:
         small = stretch(image.resize(SIZE))
     elif image.mode in ("L", "RGB"):
         small = image.resize(SIZE)
-    else:  # perhaps transparent
+    else:  # with opacity, a palette or other colours
         small = resize_over_white(image)
     picture = Image.new("RGB", SIZE)  # without metadata
     picture.paste(small)
-    # exif_transpose needs the orientation, but fails if any other EXIF number is malformed.
+    # exif_transpose gets the orientation alone: any other number, if malformed, would make it fail.
     picture.getexif()[Tag.Orientation] = image.getexif().get(Tag.Orientation)
     return ImageOps.exif_transpose(picture)
 
 
 def stretch(grey: Image.Image) -> Image.Image:
-    """Make the lowest number 0 (black) and the highest 255 (white). NaN becomes black."""
+    """Make the lowest finite number 0 (black) and the highest 255 (white). NaN becomes 0."""
     numbers = np.asarray(grey, float)
     finite = numbers[np.isfinite(numbers)]
     levels = np.interp(numbers, [finite.min(), finite.max()], [0, 255])
@@ -137,7 +137,7 @@ def stretch(grey: Image.Image) -> Image.Image:
 
 
 def resize_over_white(image: Image.Image) -> Image.Image:
-    """Lay an image on white and resize it: one colour after the other, to save memory."""
+    """Lay an image on white and resize it, one colour at a time: large images need memory."""
     if image.mode != "RGBA":
         image = image.convert("RGBA")
     opacity = image.getchannel("A")

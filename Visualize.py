@@ -1,10 +1,9 @@
 """Draw MobileNet's feature maps: one page per layer, with every channel on it.
 
 A channel's values become levels, which a colormap will colour. The levels become a tile. The tiles
-of a layer stand in a grid on a page, which is saved as a PNG. matplotlib gives the colours and the
-font, and NumPy places the tiles: one matplotlib Figure per page takes three times as long (10.7
-seconds of CPU for a picture, not 3.6). Other scripts use `Simple_Model` and `Visualize`: keep these
-names, and those of their methods.
+of a layer stand in a grid on a page, which is saved as a PNG. matplotlib gives colours and letters,
+and NumPy places the tiles: a Figure per page takes three times as long (10.7 seconds of CPU for a
+picture, not 3.6). Other scripts use `Simple_Model`, `Visualize` and their methods: keep the names.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from Model import LAYERS, STEPS, Simple_Model, read_picture
 
-# A page is an array of palette indices. The first 239 are levels, which a colormap will colour. The
-# other 17 are greys from black to white, for frames and for letters with soft edges.
+# A page is an array of palette indices. 0 to 238 are levels, which a colormap will colour; 239 to
+# 255 are greys, for frames and letters (Pillow blends BLACK and WHITE at the edges of letters).
 LEVELS = 239  # an odd number, so that a scale from -1 to 1 has a level for 0
 BLACK = 239
 GREY = 249
@@ -70,7 +69,7 @@ class Visualize:
         `cmap`: the name of a matplotlib colormap. None: the scale chooses one.
         `values`: what the numbers are, in words, such as "convolution output".
         `source`: the picture's name.
-        `figsize`: inches (of 144 pixels). All tiles fit into the smaller side, without the texts.
+        `figsize`: inches of 144 pixels. The smaller side is the room for all tiles.
         `layer_num`, `layer_type`: the first layer, where arrays come without names.
         """
         self.output_dir = output_dir
@@ -113,18 +112,18 @@ class Visualize:
 
         `fmap` is an array of shape (1, H, W, C). Its channel c is the tile in row c // square and
         column c % square. Without a `name`, the layer is called conv_<layer_type>_<layer_num>.
-        `labels` are C texts or numbers, one above each tile, in place of the channels' numbers.
+        `labels` are C texts or numbers, one above each tile. The tiles may then be anything.
         Raises ValueError if the shape or the number of labels is wrong or a value is not finite.
         """
         name = name or f"conv_{self.layer_type}_{self.layer_num}"
-        labels = np.asarray(labels, str).tolist()  # from a tensor, too
+        labels = np.asarray(labels, str).tolist()  # they may be a tensor
         maps = checked(name, fmap)
         height, width, channels = maps.shape
         scale = Scale(self.scale, maps)
         zoom = find_zoom(maps.shape, square, self.figsize)
         tiles = draw_tiles(maps, scale, zoom)
         grid = draw_labelled(tiles, square, labels) if labels else draw_numbered(tiles, square)
-        kind = "tile" if labels else "channel"  # with labels, they may be layers or pictures
+        kind = "tile" if labels else "channel"
         plural = "s" if channels > 1 else ""
         heading = f"{self.values} · {channels} {kind}{plural} of {height}×{width}"
         blocks = [
@@ -162,14 +161,14 @@ class Scale:
         lowest = maps.min(axis=(0, 1))  # (C,)
         highest = maps.max(axis=(0, 1))
         ranges = highest - lowest
-        # A channel that varies less than this is constant, but for rounding errors.
+        # A channel is flat if its range is a rounding error beside the widest one.
         self.flat = ranges <= 1e-6 * ranges.max()
         self.shared = choice != "channel"
         if choice == "channel":
             self.low = lowest
             self.high = np.where(self.flat, lowest + 1, highest)  # flat ones will be crossed out
         elif choice == "layer":
-            # A large constant would leave few levels to the channels that vary.
+            # Without the flat channels: a large constant would leave few levels to the others.
             varied = maps if self.flat.all() else maps[..., ~self.flat]
             self.high = float(np.quantile(np.abs(varied), 0.99)) or 1.0  # not 0
             self.low = -self.high if varied.min() < 0 else 0.0
@@ -199,7 +198,7 @@ class Scale:
 
 
 def find_zoom(shape: tuple[int, ...], columns: int, figsize: tuple[float, float]) -> int:
-    """Find how many pixels wide and high to draw each value, so that all tiles fit."""
+    """Find how many pixels wide and high to draw each value, so that the tiles fit."""
     height, width, channels = shape
     rows = math.ceil(channels / columns)
     room = min(figsize) * DOTS_PER_INCH // max(rows, columns)  # for each tile
@@ -283,7 +282,6 @@ def draw_text(text: str, size: int = TEXT_SIZE) -> Array:
     ascent, descent = font.getmetrics()
     width = math.ceil(font.getlength(text)) + TEXT_GAP
     line = Image.new("L", (width, ascent + descent), WHITE)
-    # Soft edges become indices between BLACK and WHITE, which are greys.
     ImageDraw.Draw(line).text((TEXT_GAP // 2, 0), text, BLACK, font)
     return np.asarray(line)
 
@@ -335,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         folders = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
         messages = io.StringIO() if args.quiet else sys.stderr
-        with contextlib.redirect_stdout(messages):  # also for Keras's download
+        with contextlib.redirect_stdout(messages):  # what is printed, also by Keras
             drawn = draw_pictures(folders, args)
     except KeyboardInterrupt:
         return 130
@@ -378,7 +376,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
     """Choose a folder for the pages of each picture; return {folder: picture}.
 
-    A single one gets `output_dir`. Of several, mine/cats/1.jpg gets cats/1, if mine holds them all.
+    A single picture gets `output_dir`. Each of several gets a subfolder, named by its path below a
+    folder that holds all of them: my/cats/1.jpg and my/dogs/1.jpg get cats/1 and dogs/1.
     """
     paths = []
     for pattern in patterns:
@@ -422,15 +421,15 @@ def draw_pictures(folders: Mapping[Path, str], args: argparse.Namespace) -> int:
         # A file's name may have bytes that are not UTF-8. A PNG cannot hold them as text.
         source = os.path.basename(path).encode(errors="replace").decode()
         save_png(picture, folder / "network_input.png", source)
-        pages = Visualize(folder, scale, args.cmap, model.values, source)
+        pages = Visualize(folder, scale, args.cmap, values=model.values, source=source)
         pages.show_each_feature_map(model.compute(picture))
     print(f"{len(pictures)} of {len(folders)} pictures drawn")
     return len(pictures)
 
 
 def load_tensorflow() -> None:
-    """Import Keras. Hide TensorFlow's log, which goes to descriptor 2 whatever one sets."""
-    stderr = os.dup(2)
+    """Import Keras without TensorFlow's log. Native code writes it, and no setting stops it."""
+    stderr = os.dup(2)  # 2 is the file descriptor of standard error
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
@@ -445,7 +444,8 @@ def load_tensorflow() -> None:
 if __name__ == "__main__":
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a picture takes 60 ms without a GPU
-    gc.disable()  # TensorFlow's million objects stay: looking for garbage takes half a second
+    # Looking for garbage among TensorFlow's million objects, also at the exit, would take a second.
+    gc.disable()
     status = main()
-    gc.freeze()  # and as long again at the exit
+    gc.freeze()
     sys.exit(status)
