@@ -29,8 +29,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from Model import LAYERS, STEPS, Simple_Model, read_picture
 
-# A page is an array of palette indices. 0 to 238 are levels, which a colormap will colour; 239 to
-# 255 are greys, for frames and letters (Pillow blends BLACK and WHITE at the edges of letters).
+# A page is an array of palette indices: 0 to 238 for levels, which a colormap will colour, and 239
+# to 255 for greys from black to white, of frames, of letters and of their soft edges.
 LEVELS = 239  # an odd number, so that a scale from -1 to 1 has a level for 0
 BLACK = 239
 GREY = 249
@@ -41,7 +41,6 @@ DOTS_PER_INCH = 144
 MARGIN = 17  # around a page
 TITLE_SIZE = 46  # of letters
 TEXT_SIZE = 28  # of letters
-TEXT_GAP = 8  # between texts side by side
 FRAME_WIDTH = 1  # around a tile
 TILE_GAP = 2
 
@@ -64,12 +63,12 @@ class Visualize:
 
         `scale`: which values get the first and the last colour.
             "channel": the lowest and the highest value of each channel.
-            "layer": -m and m, or 0 and m; m is the 99th percentile of the absolute values.
+            "layer": -m and m (0 and m if none is negative), with m the 99th percentile of |values|.
             (low, high): these two values.
         `cmap`: the name of a matplotlib colormap. None: the scale chooses one.
         `values`: what the numbers are, in words, such as "convolution output".
         `source`: the picture's name.
-        `figsize`: inches of 144 pixels. The smaller side is the room for all tiles.
+        `figsize`: in inches (of 144 pixels). All tiles together fit into the smaller side.
         `layer_num`, `layer_type`: the first layer, where arrays come without names.
         """
         self.output_dir = output_dir
@@ -112,11 +111,11 @@ class Visualize:
 
         `fmap` is an array of shape (1, H, W, C). Its channel c is the tile in row c // square and
         column c % square. Without a `name`, the layer is called conv_<layer_type>_<layer_num>.
-        `labels` are C texts or numbers, one above each tile. The tiles may then be anything.
+        `labels` are C texts or numbers, one above each tile, which need not be a channel then.
         Raises ValueError if the shape or the number of labels is wrong or a value is not finite.
         """
         name = name or f"conv_{self.layer_type}_{self.layer_num}"
-        labels = np.asarray(labels, str).tolist()  # they may be a tensor
+        labels = np.asarray(labels, str).tolist()  # NumPy reads tensors, too
         maps = checked(name, fmap)
         height, width, channels = maps.shape
         scale = Scale(self.scale, maps)
@@ -136,9 +135,8 @@ class Visualize:
         ]
         if scale.shared:
             blocks += [draw_text(""), draw_colorbar(scale)]
-        page = np.pad(stack(blocks), MARGIN, constant_values=WHITE)
-        picture = apply_colormap(page, self.cmap or scale.default_cmap())
-        return save_png(picture, Path(self.output_dir, f"{name}.png"), self.source)
+        page = apply_colormap(stack(blocks), self.cmap or scale.default_cmap())
+        return save_png(page, Path(self.output_dir, f"{name}.png"), self.source)
 
 
 def checked(name: str, fmap: Array) -> Array:
@@ -161,14 +159,14 @@ class Scale:
         lowest = maps.min(axis=(0, 1))  # (C,)
         highest = maps.max(axis=(0, 1))
         ranges = highest - lowest
-        # A channel is flat if its range is a rounding error beside the widest one.
+        # Ranges up to a millionth of the widest one are rounding errors: such a channel is flat.
         self.flat = ranges <= 1e-6 * ranges.max()
         self.shared = choice != "channel"
         if choice == "channel":
             self.low = lowest
-            self.high = np.where(self.flat, lowest + 1, highest)  # flat ones will be crossed out
+            self.high = np.where(self.flat, lowest + 1, highest)  # any but 0: it will be crossed
         elif choice == "layer":
-            # Without the flat channels: a large constant would leave few levels to the others.
+            # Flat channels do not count: a large constant would leave few levels to the others.
             varied = maps if self.flat.all() else maps[..., ~self.flat]
             self.high = float(np.quantile(np.abs(varied), 0.99)) or 1.0  # not 0
             self.low = -self.high if varied.min() < 0 else 0.0
@@ -198,7 +196,7 @@ class Scale:
 
 
 def find_zoom(shape: tuple[int, ...], columns: int, figsize: tuple[float, float]) -> int:
-    """Find how many pixels wide and high to draw each value, so that the tiles fit."""
+    """Find how many pixels wide and high to draw each value, for all tiles to fit `figsize`."""
     height, width, channels = shape
     rows = math.ceil(channels / columns)
     room = min(figsize) * DOTS_PER_INCH // max(rows, columns)  # for each tile
@@ -228,7 +226,7 @@ def draw_numbered(tiles: Array, columns: int) -> Array:
     numbers = [draw_text(str(column)) for column in range(columns)]
     rows = [[draw_text(""), *numbers]]
     for first in range(0, len(tiles), columns):
-        rows.append([draw_text(f"{first}+"), *tiles[first : first + columns]])
+        rows.append([draw_text(f"{first}+ "), *tiles[first : first + columns]])
     return draw_table(rows)
 
 
@@ -239,36 +237,34 @@ def draw_labelled(tiles: Array, columns: int, labels: Sequence[str]) -> Array:
     rows = []
     for first in range(0, len(tiles), columns):
         row = slice(first, first + columns)
-        rows.append([draw_text(""), *map(draw_text, labels[row])])
+        rows.append([draw_text(""), *(draw_text(f" {label} ") for label in labels[row])])
         rows.append([draw_text(""), *tiles[row]])
     return draw_table(rows)
 
 
 def draw_table(rows: Sequence[Sequence[Array]]) -> Array:
-    """Put each block in the middle of its cell. All columns but the first are equally wide."""
+    """Put each block in the middle of a cell. All columns but that of row numbers are alike."""
     first_width = max(row[0].shape[1] for row in rows)
-    width = TILE_GAP + max(block.shape[1] for row in rows for block in row[1:])
-    lines = []
-    for row in rows:
-        height = TILE_GAP + max(block.shape[0] for block in row)
-        cells = [centre(block, height, width) for block in row[1:]]
-        lines.append(np.hstack([centre(row[0], height, first_width), *cells]))
-    return stack(lines)
-
-
-def centre(block: Array, height: int, width: int) -> Array:
-    """Put a block in the middle of a white one."""
-    top = (height - block.shape[0]) // 2
-    left = (width - block.shape[1]) // 2
-    cell = np.full((height, width), WHITE, np.uint8)
-    cell[top : top + block.shape[0], left : left + block.shape[1]] = block
-    return cell
+    other_width = TILE_GAP + max(block.shape[1] for row in rows for block in row[1:])
+    widths = [first_width, *[other_width] * len(rows[0][1:])]
+    heights = [TILE_GAP + max(block.shape[0] for block in row) for row in rows]
+    table = np.full((sum(heights), sum(widths)), WHITE, np.uint8)
+    top = 0
+    for row, height in zip(rows, heights):
+        left = 0
+        for block, width in zip(row, widths):
+            y = top + (height - block.shape[0]) // 2
+            x = left + (width - block.shape[1]) // 2
+            table[y : y + block.shape[0], x : x + block.shape[1]] = block
+            left += width
+        top += height
+    return table
 
 
 def draw_colorbar(scale: Scale) -> Array:
     """Draw all levels in a row, between the values of the two ends."""
-    low = draw_text(f"{scale.low:.4g}")
-    high = draw_text(f"{scale.high:.4g}")
+    low = draw_text(f"{scale.low:.4g} ")
+    high = draw_text(f" {scale.high:.4g}")
     line = np.arange(LEVELS, dtype=np.uint8).repeat(2)  # two pixels for each level
     bar = np.tile(line, (low.shape[0], 1))
     return np.hstack([low, bar, high])
@@ -277,23 +273,25 @@ def draw_colorbar(scale: Scale) -> Array:
 @functools.lru_cache(1024)  # most texts recur from page to page
 def draw_text(text: str, size: int = TEXT_SIZE) -> Array:
     """Draw a line of text in matplotlib's font."""
-    font_file = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-    font = ImageFont.truetype(font_file, size)
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
     ascent, descent = font.getmetrics()
-    width = math.ceil(font.getlength(text)) + TEXT_GAP
+    width = math.ceil(font.getlength(text))
     line = Image.new("L", (width, ascent + descent), WHITE)
-    ImageDraw.Draw(line).text((TEXT_GAP // 2, 0), text, BLACK, font)
+    ImageDraw.Draw(line).text((0, 0), text, BLACK, font)
     return np.asarray(line)
 
 
 def stack(blocks: Sequence[Array]) -> Array:
-    """Put blocks one below another."""
+    """Put blocks one below another, on a page with margins."""
+    height = sum(block.shape[0] for block in blocks)
     width = max(block.shape[1] for block in blocks)
-    rows = []
+    page = np.full((height + 2 * MARGIN, width + 2 * MARGIN), WHITE, np.uint8)
+    top = MARGIN
     for block in blocks:
-        right = width - block.shape[1]
-        rows.append(np.pad(block, ((0, 0), (0, right)), constant_values=WHITE))
-    return np.vstack(rows)
+        bottom = top + block.shape[0]
+        page[top:bottom, MARGIN : MARGIN + block.shape[1]] = block
+        top = bottom
+    return page
 
 
 def apply_colormap(page: Array, cmap: str) -> Image.Image:
@@ -320,10 +318,10 @@ def save_png(picture: Image.Image, path: Path, source: str) -> Path:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise OSError if the file has no "Source", as ours have: it may be somebody's own."""
+    """Raise OSError if there is a file that was not drawn here, but may be somebody's own."""
     if path.exists():
         with Image.open(path) as older:
-            if "Source" not in older.info:
+            if "Source" not in older.info:  # as save_png writes it
                 raise OSError(f"{str(path)!r} was not drawn here: choose another folder")
 
 
@@ -332,8 +330,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         folders = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
+        # What is printed, also by Keras's download, goes to standard error, or nowhere.
         messages = io.StringIO() if args.quiet else sys.stderr
-        with contextlib.redirect_stdout(messages):  # what is printed, also by Keras
+        with contextlib.redirect_stdout(messages):
             drawn = draw_pictures(folders, args)
     except KeyboardInterrupt:
         return 130
@@ -365,7 +364,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--scale",
         choices=("channel", "layer"),
         default="channel",
-        help="one scale for each channel, or one for the layer (channel)",
+        help="what has a scale of its own (channel); after relu, all layers share that from 0 to 6",
     )
     add("--cmap", choices=matplotlib.colormaps, metavar="NAME", help="a matplotlib colormap")
     add("--weights", default="imagenet", help="imagenet (default), none (untrained) or a file")
@@ -428,8 +427,8 @@ def draw_pictures(folders: Mapping[Path, str], args: argparse.Namespace) -> int:
 
 
 def load_tensorflow() -> None:
-    """Import Keras without TensorFlow's log. Native code writes it, and no setting stops it."""
-    stderr = os.dup(2)  # 2 is the file descriptor of standard error
+    """Import Keras on TensorFlow, but hide what TensorFlow's native code logs to descriptor 2."""
+    stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
@@ -444,7 +443,8 @@ def load_tensorflow() -> None:
 if __name__ == "__main__":
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a picture takes 60 ms without a GPU
-    # Looking for garbage among TensorFlow's million objects, also at the exit, would take a second.
+    # TensorFlow makes a million objects that stay. disable() spares half a second of looking for
+    # garbage among them, freeze() as much at the exit.
     gc.disable()
     status = main()
     gc.freeze()
