@@ -36,24 +36,22 @@ def draw_square(picture, middle, size, label="", colour="yellow"):
 
 
 def draw_patches(title, rows, field, size):
-    """Draw a row of patches for each channel, with their scores under them.
+    """Draw a row of patches for each channel.
 
-    `rows` holds lists of (photograph, middle, score) by channel. A patch is a square of `field`
-    pixels, grey where it hangs over the border. In it, a yellow square shows `size` pixels.
+    `rows` holds lists of (photograph, middle) by channel. A patch is a square of `field` pixels,
+    grey where it hangs over the border. In it, a yellow square shows `size` pixels.
     """
-    step, text, half = field + 8, 26, field // 2
+    step, half = field + 8, field // 2
     longest = max(len(row) for row in rows.values())
-    sheet = Image.new("RGB", (60 + longest * step, 48 + len(rows) * (step + text)), "white")
+    sheet = Image.new("RGB", (60 + longest * step, 48 + len(rows) * step), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(24)
     pen.text((4, 2), title, "black", ImageFont.load_default(36))
     for line, (channel, row) in enumerate(rows.items()):
-        top = 48 + line * (step + text)
+        top = 48 + line * step
         pen.text((4, top + half), str(channel), "black", font, "lm")
-        for column, (photograph, (x, y), score) in enumerate(row):
+        for column, (photograph, (x, y)) in enumerate(row):
             wide = ImageOps.expand(photograph, half, "grey")
             patch = wide.crop((x, y, x + field, y + field))
             draw_square(patch, (half, half), size)
-            left = 60 + column * step
-            sheet.paste(patch, (left, top))
-            pen.text((left + half, top + field + 2), f"{score:.1f}", "black", font, "mt")
+            sheet.paste(patch, (60 + column * step, top))
     return sheet.quantize(128)
