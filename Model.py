@@ -22,7 +22,6 @@ STEPS = {
     "bn": "batch-normalised",
     "relu": "activation after ReLU6",
 }
-
 SIZE = (224, 224)  # of the pictures that MobileNet is trained on
 
 
@@ -91,7 +90,7 @@ class Simple_Model:
 
         pixels = np.asarray(picture, "float32")[np.newaxis]  # (1, 224, 224, 3), from 0 to 255
         pixels = keras.applications.mobilenet.preprocess_input(pixels)  # from -1 to 1
-        # Five calls run uncompiled: compiling (predict_on_batch) takes as long as all of them.
+        # Compiling (predict_on_batch) takes as long as five calls, so only a sixth call compiles.
         self.pictures_seen += 1
         run = self.model if self.pictures_seen <= 5 else self.model.predict_on_batch
         maps = run(pixels)  # in an order that depends on Keras's backend
@@ -119,12 +118,13 @@ def prepare(image: Image.Image) -> Image.Image:
         small = stretch(image.resize(SIZE))
     elif image.mode in ("L", "RGB"):
         small = image.resize(SIZE)
-    else:  # with opacity, a palette or other colours
+    else:  # perhaps transparent
         small = resize_over_white(image)
     picture = Image.new("RGB", SIZE)  # without metadata
     picture.paste(small)
-    # Only the orientation is copied: malformed EXIF data beside it would make exif_transpose fail.
-    picture.getexif()[Tag.Orientation] = image.getexif().get(Tag.Orientation)
+    # Only the orientation is copied: other EXIF data, if malformed, would make exif_transpose fail.
+    orientation = image.getexif().get(Tag.Orientation)
+    picture.getexif()[Tag.Orientation] = orientation
     return ImageOps.exif_transpose(picture)
 
 
@@ -132,12 +132,12 @@ def stretch(grey: Image.Image) -> Image.Image:
     """Make the lowest finite number 0 (black) and the highest 255 (white). NaN becomes 0."""
     numbers = np.asarray(grey, float)
     finite = numbers[np.isfinite(numbers)]
-    levels = np.interp(numbers, [finite.min(), finite.max()], [0, 255])
+    levels = np.interp(numbers, [finite.min(), finite.max()], [0, 255])  # 255 if all are equal
     return Image.fromarray(np.nan_to_num(levels).round().astype(np.uint8))
 
 
 def resize_over_white(image: Image.Image) -> Image.Image:
-    """Lay an image on white and resize it: by colour, as all at once take 1.7 times the memory."""
+    """Lay an image on white and resize it, one colour channel at a time, to save memory."""
     if image.mode != "RGBA":
         image = image.convert("RGBA")
     opacity = image.getchannel("A")

@@ -29,8 +29,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from Model import LAYERS, STEPS, Simple_Model, read_picture
 
-# A page is an array of palette indices: 0 to 238 for levels, which a colormap will colour, and 239
-# to 255 for greys from black to white, of frames, of letters and of their soft edges.
+# A page is an array of palette indices:
+#   0 to 238    levels, which a colormap will colour
+#   239 to 255  greys from black to white, for frames and for letters with soft edges
 LEVELS = 239  # an odd number, so that a scale from -1 to 1 has a level for 0
 BLACK = 239
 GREY = 249
@@ -63,12 +64,12 @@ class Visualize:
 
         `scale`: which values get the first and the last colour.
             "channel": the lowest and the highest value of each channel.
-            "layer": -m and m (0 and m if none is negative), with m the 99th percentile of |values|.
+            "layer": -m and m (0 and m if none is negative). m: the 99th percentile of magnitudes.
             (low, high): these two values.
         `cmap`: the name of a matplotlib colormap. None: the scale chooses one.
         `values`: what the numbers are, in words, such as "convolution output".
         `source`: the picture's name.
-        `figsize`: in inches (of 144 pixels). All tiles together fit into the smaller side.
+        `figsize`: inches (of 144 pixels). The tiles fill a square as wide as the smaller side.
         `layer_num`, `layer_type`: the first layer, where arrays come without names.
         """
         self.output_dir = output_dir
@@ -111,18 +112,18 @@ class Visualize:
 
         `fmap` is an array of shape (1, H, W, C). Its channel c is the tile in row c // square and
         column c % square. Without a `name`, the layer is called conv_<layer_type>_<layer_num>.
-        `labels` are C texts or numbers, one above each tile, which need not be a channel then.
+        `labels` are C texts or numbers, one above each tile, in place of the channels' numbers.
         Raises ValueError if the shape or the number of labels is wrong or a value is not finite.
         """
         name = name or f"conv_{self.layer_type}_{self.layer_num}"
-        labels = np.asarray(labels, str).tolist()  # NumPy reads tensors, too
+        labels = np.asarray(labels, str).tolist()  # they may be a tensor
         maps = checked(name, fmap)
         height, width, channels = maps.shape
         scale = Scale(self.scale, maps)
         zoom = find_zoom(maps.shape, square, self.figsize)
         tiles = draw_tiles(maps, scale, zoom)
         grid = draw_labelled(tiles, square, labels) if labels else draw_numbered(tiles, square)
-        kind = "tile" if labels else "channel"
+        kind = "tile" if labels else "channel"  # a labelled tile may be a layer, a kernel, ...
         plural = "s" if channels > 1 else ""
         heading = f"{self.values} · {channels} {kind}{plural} of {height}×{width}"
         blocks = [
@@ -130,7 +131,7 @@ class Visualize:
             draw_text(heading),
             draw_text(scale.describe(maps)),
             draw_text(self.source),
-            draw_text(""),
+            draw_text(""),  # an empty line
             grid,
         ]
         if scale.shared:
@@ -159,14 +160,14 @@ class Scale:
         lowest = maps.min(axis=(0, 1))  # (C,)
         highest = maps.max(axis=(0, 1))
         ranges = highest - lowest
-        # Ranges up to a millionth of the widest one are rounding errors: such a channel is flat.
+        # Flat channels are constant, up to rounding errors.
         self.flat = ranges <= 1e-6 * ranges.max()
         self.shared = choice != "channel"
         if choice == "channel":
             self.low = lowest
-            self.high = np.where(self.flat, lowest + 1, highest)  # any but 0: it will be crossed
+            self.high = np.where(self.flat, lowest + 1, highest)  # + 1 avoids 0 / 0
         elif choice == "layer":
-            # Flat channels do not count: a large constant would leave few levels to the others.
+            # Flat channels do not count, unless all are flat: their constants may be large.
             varied = maps if self.flat.all() else maps[..., ~self.flat]
             self.high = float(np.quantile(np.abs(varied), 0.99)) or 1.0  # not 0
             self.low = -self.high if varied.min() < 0 else 0.0
@@ -243,10 +244,10 @@ def draw_labelled(tiles: Array, columns: int, labels: Sequence[str]) -> Array:
 
 
 def draw_table(rows: Sequence[Sequence[Array]]) -> Array:
-    """Put each block in the middle of a cell. All columns but that of row numbers are alike."""
+    """Put each block in the middle of a cell. All columns but the first are equally wide."""
     first_width = max(row[0].shape[1] for row in rows)
     other_width = TILE_GAP + max(block.shape[1] for row in rows for block in row[1:])
-    widths = [first_width, *[other_width] * len(rows[0][1:])]
+    widths = [first_width] + [other_width] * (len(rows[0]) - 1)
     heights = [TILE_GAP + max(block.shape[0] for block in row) for row in rows]
     table = np.full((sum(heights), sum(widths)), WHITE, np.uint8)
     top = 0
@@ -276,7 +277,7 @@ def draw_text(text: str, size: int = TEXT_SIZE) -> Array:
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
     ascent, descent = font.getmetrics()
     width = math.ceil(font.getlength(text))
-    line = Image.new("L", (width, ascent + descent), WHITE)
+    line = Image.new("L", (width, ascent + descent), WHITE)  # of palette indices
     ImageDraw.Draw(line).text((0, 0), text, BLACK, font)
     return np.asarray(line)
 
@@ -297,7 +298,7 @@ def stack(blocks: Sequence[Array]) -> Array:
 def apply_colormap(page: Array, cmap: str) -> Image.Image:
     """Turn palette indices into an image: levels get a colormap's colours, the others greys."""
     colormap = matplotlib.colormaps.get_cmap(cmap).resampled(LEVELS)
-    colours = colormap(range(LEVELS))[:, :3]  # RGB from 0 to 1, without opacity
+    colours = colormap(range(LEVELS))[:, :3]  # integers are indices; RGB from 0 to 1
     greys = np.linspace([0, 0, 0], [1, 1, 1], 256 - LEVELS)
     palette = np.rint(255 * np.vstack([colours, greys])).astype(np.uint8)  # (256, 3)
     image = Image.fromarray(page)
@@ -330,7 +331,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         folders = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
-        # What is printed, also by Keras's download, goes to standard error, or nowhere.
+        # Messages, also of Keras's download, go to standard error, or nowhere.
         messages = io.StringIO() if args.quiet else sys.stderr
         with contextlib.redirect_stdout(messages):
             drawn = draw_pictures(folders, args)
@@ -364,7 +365,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--scale",
         choices=("channel", "layer"),
         default="channel",
-        help="what has a scale of its own (channel); after relu, all layers share that from 0 to 6",
+        help="a scale for each channel (default), or for each layer (after relu: from 0 to 6)",
     )
     add("--cmap", choices=matplotlib.colormaps, metavar="NAME", help="a matplotlib colormap")
     add("--weights", default="imagenet", help="imagenet (default), none (untrained) or a file")
@@ -443,8 +444,7 @@ def load_tensorflow() -> None:
 if __name__ == "__main__":
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a picture takes 60 ms without a GPU
-    # TensorFlow makes a million objects that stay. disable() spares half a second of looking for
-    # garbage among them, freeze() as much at the exit.
+    # Searching TensorFlow's million objects for garbage takes half a second, and again at the exit.
     gc.disable()
     status = main()
     gc.freeze()
