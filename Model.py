@@ -16,7 +16,7 @@ from PIL.ExifTags import Base as Tag
 # conv_dw_1, conv_pw_1, conv_dw_2, ..., conv_pw_13
 LAYERS = [f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "pw")]
 
-# The steps of a layer, and what its values are called after each.
+# The steps of a layer, and what comes out of each.
 STEPS = {
     "conv": "convolution output",
     "bn": "batch-normalised",
@@ -79,8 +79,8 @@ class Simple_Model:
         """Compute the feature maps of a picture: a path, an open binary file or a PIL image.
 
         Returns a float32 array of shape (1, H, W, C) for each name in `output_layers`, in that
-        order: conv_dw_1 is (1, 112, 112, 32), conv_pw_13 is (1, 7, 7, 1024). Values have no bounds;
-        after ReLU6, they lie between 0 and 6. Raises OSError if the picture cannot be read.
+        order: conv_dw_1 is (1, 112, 112, 32), conv_pw_13 is (1, 7, 7, 1024). After ReLU6, values
+        are from 0 to 6; before it, they have no bounds. Raises OSError if a picture is unreadable.
         """
         return self.compute(read_picture(img_path))
 
@@ -90,7 +90,7 @@ class Simple_Model:
 
         pixels = np.asarray(picture, "float32")[np.newaxis]  # (1, 224, 224, 3), from 0 to 255
         pixels = keras.applications.mobilenet.preprocess_input(pixels)  # from -1 to 1
-        # Compiling (predict_on_batch) takes as long as five calls, so only a sixth call compiles.
+        # Compiling, as predict_on_batch does, pays only after about five pictures.
         self.pictures_seen += 1
         run = self.model if self.pictures_seen <= 5 else self.model.predict_on_batch
         maps = run(pixels)  # in an order that depends on Keras's backend
@@ -123,7 +123,7 @@ def prepare(image: Image.Image) -> Image.Image:
     picture = Image.new("RGB", SIZE)  # without metadata
     picture.paste(small)
     # Only the orientation is copied: other EXIF data, if malformed, would make exif_transpose fail.
-    orientation = image.getexif().get(Tag.Orientation)
+    orientation = image.getexif().get(Tag.Orientation, 1)  # 1: upright
     picture.getexif()[Tag.Orientation] = orientation
     return ImageOps.exif_transpose(picture)
 

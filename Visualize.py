@@ -69,7 +69,7 @@ class Visualize:
         `cmap`: the name of a matplotlib colormap. None: the scale chooses one.
         `values`: what the numbers are, in words, such as "convolution output".
         `source`: the picture's name.
-        `figsize`: inches (of 144 pixels). The tiles fill a square as wide as the smaller side.
+        `figsize`: inches of 144 pixels. The tiles, without texts, fit into its smaller side.
         `layer_num`, `layer_type`: the first layer, where arrays come without names.
         """
         self.output_dir = output_dir
@@ -112,18 +112,19 @@ class Visualize:
 
         `fmap` is an array of shape (1, H, W, C). Its channel c is the tile in row c // square and
         column c % square. Without a `name`, the layer is called conv_<layer_type>_<layer_num>.
-        `labels` are C texts or numbers, one above each tile, in place of the channels' numbers.
+        `labels` are C texts or numbers, one above each tile, in place of the channels' numbers: the
+        tiles may then be layers or pictures.
         Raises ValueError if the shape or the number of labels is wrong or a value is not finite.
         """
         name = name or f"conv_{self.layer_type}_{self.layer_num}"
-        labels = np.asarray(labels, str).tolist()  # they may be a tensor
+        labels = [f" {label!s} " for label in np.asarray(labels)]  # a tensor's numbers, too
         maps = checked(name, fmap)
         height, width, channels = maps.shape
         scale = Scale(self.scale, maps)
         zoom = find_zoom(maps.shape, square, self.figsize)
         tiles = draw_tiles(maps, scale, zoom)
         grid = draw_labelled(tiles, square, labels) if labels else draw_numbered(tiles, square)
-        kind = "tile" if labels else "channel"  # a labelled tile may be a layer, a kernel, ...
+        kind = "tile" if labels else "channel"
         plural = "s" if channels > 1 else ""
         heading = f"{self.values} · {channels} {kind}{plural} of {height}×{width}"
         blocks = [
@@ -160,16 +161,17 @@ class Scale:
         lowest = maps.min(axis=(0, 1))  # (C,)
         highest = maps.max(axis=(0, 1))
         ranges = highest - lowest
-        # Flat channels are constant, up to rounding errors.
+        # Flat channels vary no more than float32 rounds values of this layer's size.
         self.flat = ranges <= 1e-6 * ranges.max()
         self.shared = choice != "channel"
         if choice == "channel":
             self.low = lowest
             self.high = np.where(self.flat, lowest + 1, highest)  # + 1 avoids 0 / 0
         elif choice == "layer":
-            # Flat channels do not count, unless all are flat: their constants may be large.
+            # A large constant would leave few levels to the channels that vary.
             varied = maps if self.flat.all() else maps[..., ~self.flat]
-            self.high = float(np.quantile(np.abs(varied), 0.99)) or 1.0  # not 0
+            sizes = np.abs(varied)
+            self.high = float(np.quantile(sizes, 0.99) or sizes.max() or 1)  # not 0
             self.low = -self.high if varied.min() < 0 else 0.0
         else:
             self.low, self.high = choice
@@ -235,11 +237,12 @@ def draw_labelled(tiles: Array, columns: int, labels: Sequence[str]) -> Array:
     """Put the tiles in rows, each below its label."""
     if len(labels) != len(tiles):
         raise ValueError(f"expected {len(tiles)} labels, not {len(labels)}")
+    blank = draw_text("")
     rows = []
     for first in range(0, len(tiles), columns):
         row = slice(first, first + columns)
-        rows.append([draw_text(""), *(draw_text(f" {label} ") for label in labels[row])])
-        rows.append([draw_text(""), *tiles[row]])
+        rows.append([blank, *map(draw_text, labels[row])])
+        rows.append([blank, *tiles[row]])
     return draw_table(rows)
 
 
@@ -277,7 +280,8 @@ def draw_text(text: str, size: int = TEXT_SIZE) -> Array:
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
     ascent, descent = font.getmetrics()
     width = math.ceil(font.getlength(text))
-    line = Image.new("L", (width, ascent + descent), WHITE)  # of palette indices
+    line = Image.new("L", (width, ascent + descent), WHITE)
+    # Soft edges become indices between BLACK and WHITE: greys.
     ImageDraw.Draw(line).text((0, 0), text, BLACK, font)
     return np.asarray(line)
 
@@ -319,10 +323,10 @@ def save_png(picture: Image.Image, path: Path, source: str) -> Path:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise OSError if there is a file that was not drawn here, but may be somebody's own."""
+    """Raise OSError if there is a file, but not one of `save_png`: it may be somebody's own."""
     if path.exists():
         with Image.open(path) as older:
-            if "Source" not in older.info:  # as save_png writes it
+            if "Source" not in older.info:
                 raise OSError(f"{str(path)!r} was not drawn here: choose another folder")
 
 
@@ -331,7 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         folders = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
-        # Messages, also of Keras's download, go to standard error, or nowhere.
+        # print() goes to standard error, or nowhere. So do the messages of Keras's download.
         messages = io.StringIO() if args.quiet else sys.stderr
         with contextlib.redirect_stdout(messages):
             drawn = draw_pictures(folders, args)
@@ -354,12 +358,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="one or more pictures, or patterns such as cats/*.jpg; several get a folder each",
     )
     add("--output_dir", default="Images", help="where the pages go (Images)")
-    add(
-        "--layers",
-        nargs="+",
-        default=LAYERS,
-        help="convolutions, such as conv_pw_6 or conv1 (by default, all but conv1)",
-    )
+    add("--layers", nargs="+", default=LAYERS, help="such as conv_pw_6, or conv1 (all but conv1)")
     add("--after", choices=STEPS, default="conv", help="take the values after this step (conv)")
     add(
         "--scale",
@@ -444,7 +443,8 @@ def load_tensorflow() -> None:
 if __name__ == "__main__":
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a picture takes 60 ms without a GPU
-    # Searching TensorFlow's million objects for garbage takes half a second, and again at the exit.
+    # Python would search TensorFlow's million objects for garbage: now, unless that is disabled,
+    # and at the exit, unless they are frozen. Each takes half a second.
     gc.disable()
     status = main()
     gc.freeze()
