@@ -54,4 +54,4 @@ def draw_patches(title, rows, field, size):
             patch = wide.crop((x, y, x + field, y + field))
             draw_square(patch, (half, half), size)
             sheet.paste(patch, (60 + column * step, top))
-    return sheet.quantize(128)
+    return sheet
