@@ -15,6 +15,17 @@ def beside(*paths):
     return joined.quantize(method=Image.Quantize.MAXCOVERAGE)
 
 
+def captioned(pictures):
+    """Put pictures of one size side by side, each below its name."""
+    width, height = next(iter(pictures.values())).size
+    joined = Image.new("RGB", (len(pictures) * (width + 8), height + 36), "white")
+    pen, font = ImageDraw.Draw(joined), ImageFont.load_default(26)
+    for left, (name, picture) in zip(range(0, joined.width, width + 8), pictures.items()):
+        pen.text((left + width // 2, 27), name, "black", font, "ms")
+        joined.paste(picture, (left, 36))
+    return joined.quantize()
+
+
 def enlarge(picture, times=2):
     """Make each pixel a square of `times` × `times` pixels."""
     size = (picture.width * times, picture.height * times)
