@@ -39,7 +39,7 @@ class Simple_Model:
         `weights`: "imagenet" (Keras downloads them once), None (untrained) or a file of weights
         for the network without its classifier (include_top=False).
         `after`: the step after which the values are taken, from STEPS.
-        `layers`: names from LAYERS, or conv1, the ordinary convolution before them.
+        `layers`: names from LAYERS, and conv1, the ordinary convolution before them.
 
         The attribute `values` says in words what the maps are. Raises OSError if the weights cannot
         be loaded, ValueError if a layer is unknown.
@@ -93,15 +93,16 @@ class Simple_Model:
         # Compiling, as predict_on_batch does, pays only after about five pictures.
         self.pictures_seen += 1
         run = self.model if self.pictures_seen <= 5 else self.model.predict_on_batch
-        maps = run(pixels)  # in an order that depends on Keras's backend
+        maps = run(pixels)
+        # In our order: with some of Keras's backends, the maps come sorted by name.
         return {name: keras.ops.convert_to_numpy(maps[name]) for name in self.output_layers}
 
 
 def read_picture(img_path: str | os.PathLike | BinaryIO | Image.Image) -> Image.Image:
-    """Read a picture as the network sees it: upright, over white, RGB, squeezed to 224×224.
+    """Read a picture as the network sees it: RGB, upright, over white, 224×224 whatever its shape.
 
-    Grey of more than 8 bits is stretched from black to white. Colour profiles are ignored. Raises
-    OSError if the picture cannot be read.
+    In grey of more than 8 bits, the lowest value becomes black and the highest white. Colour
+    profiles are ignored. Raises OSError if the picture cannot be read.
     """
     try:
         if isinstance(img_path, Image.Image):
@@ -118,7 +119,7 @@ def prepare(image: Image.Image) -> Image.Image:
         small = stretch(image.resize(SIZE))
     elif image.mode in ("L", "RGB"):
         small = image.resize(SIZE)
-    else:  # perhaps transparent
+    else:  # RGBA, P, CMYK, ...: perhaps transparent
         small = resize_over_white(image)
     picture = Image.new("RGB", SIZE)  # without metadata
     picture.paste(small)
@@ -129,7 +130,7 @@ def prepare(image: Image.Image) -> Image.Image:
 
 
 def stretch(grey: Image.Image) -> Image.Image:
-    """Make the lowest finite number 0 (black) and the highest 255 (white). NaN becomes 0."""
+    """Make the lowest finite number 0 (black) and the highest 255 (white). NaN becomes black."""
     numbers = np.asarray(grey, float)
     finite = numbers[np.isfinite(numbers)]
     levels = np.interp(numbers, [finite.min(), finite.max()], [0, 255])  # 255 if all are equal

@@ -1,7 +1,7 @@
 """Draw MobileNet's feature maps: one page per layer, with every channel on it.
 
 A channel's values become levels, which a colormap will colour. The levels become a tile. The tiles
-of a layer stand in a grid on a page, which is saved as a PNG. matplotlib gives colours and letters,
+of a layer stand in a grid on a page, which is saved as a PNG. matplotlib gives colours and a font,
 and NumPy places the tiles: a Figure per page takes three times as long (10.7 seconds of CPU for a
 picture, not 3.6). Other scripts use `Simple_Model`, `Visualize` and their methods: keep the names.
 """
@@ -64,7 +64,7 @@ class Visualize:
 
         `scale`: which values get the first and the last colour.
             "channel": the lowest and the highest value of each channel.
-            "layer": -m and m (0 and m if none is negative). m: the 99th percentile of magnitudes.
+            "layer": -m (0 if no value is negative) and m, the 99th percentile of the magnitudes.
             (low, high): these two values.
         `cmap`: the name of a matplotlib colormap. None: the scale chooses one.
         `values`: what the numbers are, in words, such as "convolution output".
@@ -88,7 +88,7 @@ class Visualize:
 
         `feature_maps` are arrays by name, as `get_feature_map` gives them. Arrays without names are
         named after LAYERS, from conv_<layer_type>_<layer_num> on; ValueError if there are too many.
-        The same `labels` go onto every page, so all layers must have as many channels.
+        The same `labels` go onto every page, so each layer must have len(labels) channels.
         """
         if not isinstance(feature_maps, Mapping):
             first = LAYERS.index(f"conv_{self.layer_type}_{self.layer_num}")
@@ -113,11 +113,11 @@ class Visualize:
         `fmap` is an array of shape (1, H, W, C). Its channel c is the tile in row c // square and
         column c % square. Without a `name`, the layer is called conv_<layer_type>_<layer_num>.
         `labels` are C texts or numbers, one above each tile, in place of the channels' numbers: the
-        tiles may then be layers or pictures.
+        maps may then come from several layers or pictures, so the page speaks of tiles.
         Raises ValueError if the shape or the number of labels is wrong or a value is not finite.
         """
         name = name or f"conv_{self.layer_type}_{self.layer_num}"
-        labels = [f" {label!s} " for label in np.asarray(labels)]  # a tensor's numbers, too
+        labels = [f" {label!s} " for label in np.asarray(labels)]  # which reads tensors, too
         maps = checked(name, fmap)
         height, width, channels = maps.shape
         scale = Scale(self.scale, maps)
@@ -161,7 +161,7 @@ class Scale:
         lowest = maps.min(axis=(0, 1))  # (C,)
         highest = maps.max(axis=(0, 1))
         ranges = highest - lowest
-        # Flat channels vary no more than float32 rounds values of this layer's size.
+        # Flat: constant, up to rounding errors, beside the channel that varies most.
         self.flat = ranges <= 1e-6 * ranges.max()
         self.shared = choice != "channel"
         if choice == "channel":
@@ -171,7 +171,7 @@ class Scale:
             # A large constant would leave few levels to the channels that vary.
             varied = maps if self.flat.all() else maps[..., ~self.flat]
             sizes = np.abs(varied)
-            self.high = float(np.quantile(sizes, 0.99) or sizes.max() or 1)  # not 0
+            self.high = float(np.quantile(sizes, 0.99) or sizes.max() or 1)  # the first not 0
             self.low = -self.high if varied.min() < 0 else 0.0
         else:
             self.low, self.high = choice
@@ -184,22 +184,22 @@ class Scale:
     def describe(self, maps: Array) -> str:
         """Say what the scale is, and how much it leaves out."""
         if not self.shared:
-            flat = self.flat.sum()
-            crossed = f" · {flat} flat: crossed out" if flat else ""
+            count = self.flat.sum()
+            crossed = f" · {count} flat: crossed out" if count else ""
             return f"each tile over its own range{crossed}"
         beyond = 100 * np.mean((maps < self.low) | (maps > self.high))
         ends = f"from {self.low:.4g} to {self.high:.4g}"
         return f"all tiles on one scale {ends} · {beyond:.3g}% of the values beyond"
 
     def default_cmap(self) -> str:
-        """Choose gray, or colours: blue to red around 0, where 0 is the middle."""
+        """Choose gray, coolwarm if 0 is in the middle of a shared scale, or viridis."""
         if not self.shared:
             return "gray"
         return "coolwarm" if self.low == -self.high else "viridis"
 
 
 def find_zoom(shape: tuple[int, ...], columns: int, figsize: tuple[float, float]) -> int:
-    """Find how many pixels wide and high to draw each value, for all tiles to fit `figsize`."""
+    """Find the largest zoom (pixels for each value, each way) that fits all tiles into figsize."""
     height, width, channels = shape
     rows = math.ceil(channels / columns)
     room = min(figsize) * DOTS_PER_INCH // max(rows, columns)  # for each tile
@@ -211,7 +211,7 @@ def draw_tiles(maps: Array, scale: Scale, zoom: int) -> Array:
     """Draw each channel in a frame: (C, height, width)."""
     levels = scale.levels(maps).transpose(2, 0, 1)  # (C, H, W)
     tiles = levels.repeat(zoom, axis=2).repeat(zoom, axis=1)
-    if not scale.shared:
+    if not scale.shared:  # on a range of its own, a flat channel has no colour
         diagonal = np.eye(*tiles.shape[1:], dtype=bool)
         cross = diagonal | np.fliplr(diagonal)
         tiles[scale.flat] = np.where(cross, GREY, WHITE)
@@ -280,8 +280,8 @@ def draw_text(text: str, size: int = TEXT_SIZE) -> Array:
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
     ascent, descent = font.getmetrics()
     width = math.ceil(font.getlength(text))
+    # These are palette indices: at soft edges, Pillow puts those between BLACK and WHITE.
     line = Image.new("L", (width, ascent + descent), WHITE)
-    # Soft edges become indices between BLACK and WHITE: greys.
     ImageDraw.Draw(line).text((0, 0), text, BLACK, font)
     return np.asarray(line)
 
@@ -302,28 +302,28 @@ def stack(blocks: Sequence[Array]) -> Array:
 def apply_colormap(page: Array, cmap: str) -> Image.Image:
     """Turn palette indices into an image: levels get a colormap's colours, the others greys."""
     colormap = matplotlib.colormaps.get_cmap(cmap).resampled(LEVELS)
-    colours = colormap(range(LEVELS))[:, :3]  # integers are indices; RGB from 0 to 1
+    colours = colormap(range(LEVELS))[:, :3]  # RGB from 0 to 1
     greys = np.linspace([0, 0, 0], [1, 1, 1], 256 - LEVELS)
     palette = np.rint(255 * np.vstack([colours, greys])).astype(np.uint8)  # (256, 3)
     image = Image.fromarray(page)
-    image.putpalette(palette.tobytes())
+    image.putpalette(palette.tobytes())  # makes mode L mode P
     return image
 
 
 def save_png(picture: Image.Image, path: Path, source: str) -> Path:
     """Save a picture, with the name of its source among the metadata; return the path."""
-    refuse_foreign(path)
+    refuse_to_replace(path)
     metadata = PngInfo()
     metadata.add_text("Source", source)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
-    picture.save(unfinished, "PNG", pnginfo=metadata, compress_level=1)
+    picture.save(unfinished, "PNG", pnginfo=metadata, compress_level=1)  # fast
     unfinished.replace(path)
     return path
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raise OSError if there is a file, but not one of `save_png`: it may be somebody's own."""
+def refuse_to_replace(path: Path) -> None:
+    """Raise OSError if the file is not one of `save_png`: it may be somebody's own."""
     if path.exists():
         with Image.open(path) as older:
             if "Source" not in older.info:
@@ -335,7 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         folders = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
-        # print() goes to standard error, or nowhere. So do the messages of Keras's download.
+        # Keras prints its download, as we do our messages: all to standard error, or nowhere.
         messages = io.StringIO() if args.quiet else sys.stderr
         with contextlib.redirect_stdout(messages):
             drawn = draw_pictures(folders, args)
@@ -358,7 +358,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="one or more pictures, or patterns such as cats/*.jpg; several get a folder each",
     )
     add("--output_dir", default="Images", help="where the pages go (Images)")
-    add("--layers", nargs="+", default=LAYERS, help="such as conv_pw_6, or conv1 (all but conv1)")
+    add("--layers", nargs="+", default=LAYERS, help="such as conv_pw_6, or conv1 (all but that)")
     add("--after", choices=STEPS, default="conv", help="take the values after this step (conv)")
     add(
         "--scale",
@@ -375,15 +375,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
     """Choose a folder for the pages of each picture; return {folder: picture}.
 
-    A single picture gets `output_dir`. Each of several gets a subfolder, named by its path below a
-    folder that holds all of them: my/cats/1.jpg and my/dogs/1.jpg get cats/1 and dogs/1.
+    A single picture gets `output_dir`. Each of several gets a subfolder, named by its path below
+    their common folder: my/cats/1.jpg and my/dogs/1.jpg get cats/1 and dogs/1.
     """
     paths = []
     for pattern in patterns:
         if os.path.exists(pattern):  # a name may have brackets
             paths.append(pattern)
         else:
-            paths += sorted(glob.glob(pattern, recursive=True)) or [pattern]
+            paths += sorted(glob.glob(pattern, recursive=True)) or [pattern]  # no file
     if len(paths) == 1:
         return {output_dir: paths[0]}
     parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
@@ -442,10 +442,8 @@ def load_tensorflow() -> None:
 
 if __name__ == "__main__":
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the one in requirements.txt
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a picture takes 60 ms without a GPU
-    # Python would search TensorFlow's million objects for garbage: now, unless that is disabled,
-    # and at the exit, unless they are frozen. Each takes half a second.
-    gc.disable()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # a picture takes 60 ms on the CPU
+    gc.disable()  # spares half a second of searching TensorFlow's million objects for garbage
     status = main()
-    gc.freeze()
+    gc.freeze()  # spares the same search at the exit
     sys.exit(status)
