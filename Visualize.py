@@ -34,7 +34,7 @@ from Model import LAYERS, STEPS, Simple_Model, read_picture
 #   239 to 255  greys from black to white, for frames and for letters with soft edges
 LEVELS = 239  # an odd number, so that a scale from -1 to 1 has a level for 0
 BLACK = 239
-GREY = 249
+GREY = 249  # pale
 WHITE = 255
 
 # Sizes are in pixels.
@@ -358,7 +358,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="one or more pictures, or patterns such as cats/*.jpg; several get a folder each",
     )
     add("--output_dir", default="Images", help="where the pages go (Images)")
-    add("--layers", nargs="+", default=LAYERS, help="such as conv_pw_6, or conv1 (all but that)")
+    add("--layers", nargs="+", default=LAYERS, help="such as conv_pw_6 (by default, all but conv1)")
     add("--after", choices=STEPS, default="conv", help="take the values after this step (conv)")
     add(
         "--scale",
@@ -382,8 +382,8 @@ def plan_folders(patterns: Sequence[str], output_dir: Path) -> dict[Path, str]:
     for pattern in patterns:
         if os.path.exists(pattern):  # a name may have brackets
             paths.append(pattern)
-        else:
-            paths += sorted(glob.glob(pattern, recursive=True)) or [pattern]  # no file
+        else:  # what matches nothing is kept, and told when it cannot be read
+            paths += sorted(glob.glob(pattern, recursive=True)) or [pattern]
     if len(paths) == 1:
         return {output_dir: paths[0]}
     parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
