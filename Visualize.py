@@ -226,7 +226,8 @@ def draw_numbered(tiles: Array, columns: int) -> Array:
     0+  [ ] [ ] [ ]
     3+  [ ] [ ]         channel 4 is in row 3+, below 1
     """
-    numbers = [draw_text(str(column)) for column in range(columns)]
+    apart = "\N{HAIR SPACE}"  # between the numbers of columns
+    numbers = [draw_text(f"{apart}{column}{apart}") for column in range(columns)]
     rows = [[draw_text(""), *numbers]]
     for first in range(0, len(tiles), columns):
         rows.append([draw_text(f"{first}+ "), *tiles[first : first + columns]])

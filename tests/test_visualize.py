@@ -278,7 +278,7 @@ def test_numbers_stand_above_their_columns_and_beside_their_rows(tmp_path, chann
         middle = tile.left + width / 2
         left = int(middle - spacing / 2)
         strip = page[top : top + line, left : left + spacing]
-        _, centre = assert_only_text(strip, str(column))
+        _, centre = assert_only_text(strip, f"\N{HAIR SPACE}{column}\N{HAIR SPACE}")
         assert abs(left + centre - middle) <= 2
     left = MARGIN + draw_text(f"{(channels - 1) // columns * columns}+").shape[1]
     for tile, first in zip(tiles[::columns], range(0, channels, columns)):
