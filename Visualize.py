@@ -102,7 +102,7 @@ class Visualize:
             square = math.ceil(math.sqrt(fmap.shape[-1]))  # the smallest that holds all channels
             return self.proccess_each_feature_map(square, fmap, name, labels)
 
-        with ThreadPoolExecutor() as threads:
+        with ThreadPoolExecutor() as threads:  # PNGs are compressed side by side
             return list(threads.map(draw, feature_maps))
 
     def proccess_each_feature_map(
@@ -226,7 +226,7 @@ def draw_numbered(tiles: Array, columns: int) -> Array:
     0+  [ ] [ ] [ ]
     3+  [ ] [ ]         channel 4 is in row 3+, below 1
     """
-    apart = "\N{HAIR SPACE}"  # between the numbers of columns
+    apart = "\N{HAIR SPACE}"  # keeps column numbers apart
     numbers = [draw_text(f"{apart}{column}{apart}") for column in range(columns)]
     rows = [[draw_text(""), *numbers]]
     for first in range(0, len(tiles), columns):
@@ -238,7 +238,7 @@ def draw_labelled(tiles: Array, columns: int, labels: Sequence[str]) -> Array:
     """Put the tiles in rows, each below its label."""
     if len(labels) != len(tiles):
         raise ValueError(f"expected {len(tiles)} labels, not {len(labels)}")
-    blank = draw_text("")
+    blank = draw_text("")  # in place of a row's number
     rows = []
     for first in range(0, len(tiles), columns):
         row = slice(first, first + columns)
@@ -248,7 +248,7 @@ def draw_labelled(tiles: Array, columns: int, labels: Sequence[str]) -> Array:
 
 
 def draw_table(rows: Sequence[Sequence[Array]]) -> Array:
-    """Put each block in the middle of a cell. All columns but the first are equally wide."""
+    """Put each block in the middle of a cell. The columns after the first are equally wide."""
     first_width = max(row[0].shape[1] for row in rows)
     other_width = TILE_GAP + max(block.shape[1] for row in rows for block in row[1:])
     widths = [first_width] + [other_width] * (len(rows[0]) - 1)
@@ -327,7 +327,7 @@ def refuse_to_replace(path: Path) -> None:
     """Raise OSError if the file is not one of `save_png`: it may be somebody's own."""
     if path.exists():
         with Image.open(path) as older:
-            if "Source" not in older.info:
+            if "Source" not in older.info:  # each file of save_png has one
                 raise OSError(f"{str(path)!r} was not drawn here: choose another folder")
 
 
