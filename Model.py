@@ -1,7 +1,4 @@
-"""Compute the feature maps of MobileNet's depthwise and pointwise convolutions.
-
-One Keras model outputs all chosen layers, so one forward pass gives all their maps.
-"""
+"""Compute the feature maps of MobileNet's depthwise and pointwise convolutions."""
 
 from __future__ import annotations
 
@@ -11,21 +8,22 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
-from PIL.ExifTags import Base as Tag
+from PIL.ExifTags import Base
 
 # conv_dw_1, conv_pw_1, conv_dw_2, ..., conv_pw_13
 LAYERS = [f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "pw")]
 
-# The steps of a layer, and what comes out of each.
+# The steps of a layer, each with a name for its output.
 STEPS = {
     "conv": "convolution output",
     "bn": "batch-normalised",
     "relu": "activation after ReLU6",
 }
+
 SIZE = (224, 224)  # of the pictures that MobileNet is trained on
 
 
-class Simple_Model:
+class Simple_Model:  # other scripts use this name and those of its methods
     """MobileNet v1 (https://arxiv.org/abs/1704.04861) with many layers as outputs."""
 
     def __init__(
@@ -39,10 +37,10 @@ class Simple_Model:
         `weights`: "imagenet" (Keras downloads them once), None (untrained) or a file of weights
         for the network without its classifier (include_top=False).
         `after`: the step after which the values are taken, from STEPS.
-        `layers`: names from LAYERS, and conv1, the ordinary convolution before them.
+        `layers`: names from LAYERS, or conv1, the ordinary convolution before them.
 
-        The attribute `values` says in words what the maps are. Raises OSError if the weights cannot
-        be loaded, ValueError if a layer is unknown.
+        The attribute `values` says in words what the maps' values are. Raises OSError if the
+        weights cannot be loaded, ValueError if there is no such layer.
         """
         self.weights = weights
         self.after = after
@@ -56,12 +54,12 @@ class Simple_Model:
         self.pictures_seen = 0
 
     def build_model(self):
-        """Build one `keras.Model` that gives all outputs in a single forward pass."""
+        """Build one `keras.Model` that gives the maps of all layers in a single forward pass."""
         import keras  # here, so that importing this module does not take seconds
 
         config = keras.config
-        settings = [config.image_data_format(), config.floatx(), config.dtype_policy().name]
-        if settings != ["channels_last", "float32", "float32"]:  # keras.json may change them
+        settings = (config.image_data_format(), config.floatx(), config.dtype_policy().name)
+        if settings != ("channels_last", "float32", "float32"):  # others would change the maps
             raise ValueError(f"Keras must be set to channels_last and float32, not to {settings}")
         try:
             network = keras.applications.MobileNet(
@@ -69,7 +67,7 @@ class Simple_Model:
             )
         except Exception as error:  # the download, h5py and Keras raise all kinds
             raise OSError(f"cannot load weights {str(self.weights)!r}: {error}") from error
-        suffix = "" if self.after == "conv" else f"_{self.after}"  # Keras's name: conv_dw_1_relu
+        suffix = "" if self.after == "conv" else f"_{self.after}"  # Keras has conv_dw_1_bn
         outputs = {name: network.get_layer(name + suffix).output for name in self.output_layers}
         return keras.Model(network.input, outputs)
 
@@ -79,29 +77,29 @@ class Simple_Model:
         """Compute the feature maps of a picture: a path, an open binary file or a PIL image.
 
         Returns a float32 array of shape (1, H, W, C) for each name in `output_layers`, in that
-        order: conv_dw_1 is (1, 112, 112, 32), conv_pw_13 is (1, 7, 7, 1024). After ReLU6, values
-        are from 0 to 6; before it, they have no bounds. Raises OSError if a picture is unreadable.
+        order: conv_dw_1 is (1, 112, 112, 32), conv_pw_13 is (1, 7, 7, 1024). Values after ReLU6
+        are from 0 to 6; others have no bounds. Raises OSError if the picture cannot be read.
         """
         return self.compute(read_picture(img_path))
 
     def compute(self, picture: Image.Image) -> dict[str, np.ndarray]:
-        """Compute the feature maps of a picture that `read_picture` has read."""
+        """Compute the feature maps of a picture that `read_picture` has read before."""
         import keras
 
         pixels = np.asarray(picture, "float32")[np.newaxis]  # (1, 224, 224, 3), from 0 to 255
         pixels = keras.applications.mobilenet.preprocess_input(pixels)  # from -1 to 1
-        # Compiling, as predict_on_batch does, pays only after about five pictures.
+        # predict_on_batch is twice as fast, but compiles first: too slow for up to five pictures.
         self.pictures_seen += 1
-        run = self.model if self.pictures_seen <= 5 else self.model.predict_on_batch
+        run = self.model.predict_on_batch if self.pictures_seen > 5 else self.model
         maps = run(pixels)
-        # In our order: with some of Keras's backends, the maps come sorted by name.
+        # Keras may give the maps in another order than output_layers.
         return {name: keras.ops.convert_to_numpy(maps[name]) for name in self.output_layers}
 
 
 def read_picture(img_path: str | os.PathLike | BinaryIO | Image.Image) -> Image.Image:
-    """Read a picture as the network sees it: RGB, upright, over white, 224×224 whatever its shape.
+    """Read a picture as the network sees it: RGB, upright, on white, squeezed to 224×224.
 
-    In grey of more than 8 bits, the lowest value becomes black and the highest white. Colour
+    In grey of more than 8 bits, the darkest pixel then becomes black, the brightest white. Colour
     profiles are ignored. Raises OSError if the picture cannot be read.
     """
     try:
@@ -110,41 +108,43 @@ def read_picture(img_path: str | os.PathLike | BinaryIO | Image.Image) -> Image.
         with Image.open(img_path) as image:
             return prepare(image)
     except Exception as error:  # decoders raise SyntaxError, struct.error, KeyError, ...
-        raise OSError(f"cannot read picture {str(img_path)!r:.150}: {error!s:.120}") from error
+        # The name may be long: somebody may pass a file's bytes instead of its path.
+        message = f"cannot read picture {str(img_path)[:150]!r}: {str(error)[:120]}"
+        raise OSError(message) from error
 
 
 def prepare(image: Image.Image) -> Image.Image:
-    """Give an opened picture the size, colours and orientation that `read_picture` promises."""
-    if image.mode.startswith(("I", "F")):  # grey of more than 8 bits
-        small = stretch(image.resize(SIZE))
+    """Make an opened picture RGB, upright, opaque and 224×224."""
+    if image.mode.startswith(("I", "F")):  # I, I;16, F: grey of more than 8 bits
+        small = to_8_bits(image.resize(SIZE))
     elif image.mode in ("L", "RGB"):
         small = image.resize(SIZE)
-    else:  # RGBA, P, CMYK, ...: perhaps transparent
+    else:  # RGBA, LA, P, CMYK, ...
         small = resize_over_white(image)
-    picture = Image.new("RGB", SIZE)  # without metadata
-    picture.paste(small)
-    # Only the orientation is copied: other EXIF data, if malformed, would make exif_transpose fail.
-    orientation = image.getexif().get(Tag.Orientation, 1)  # 1: upright
-    picture.getexif()[Tag.Orientation] = orientation
+    picture = Image.new("RGB", SIZE)
+    picture.paste(small)  # the pixels only, without colour profile and EXIF data
+    # Turn it upright. With other EXIF data, if malformed, exif_transpose would fail.
+    exif = picture.getexif()
+    exif[Base.Orientation] = image.getexif().get(Base.Orientation, 1)
     return ImageOps.exif_transpose(picture)
 
 
-def stretch(grey: Image.Image) -> Image.Image:
-    """Make the lowest finite number 0 (black) and the highest 255 (white). NaN becomes black."""
-    numbers = np.asarray(grey, float)
-    finite = numbers[np.isfinite(numbers)]
-    levels = np.interp(numbers, [finite.min(), finite.max()], [0, 255])  # 255 if all are equal
-    return Image.fromarray(np.nan_to_num(levels).round().astype(np.uint8))
+def to_8_bits(grey: Image.Image) -> Image.Image:
+    """Make the lowest number of a grey picture 0 (black), and the highest 255 (white)."""
+    numbers = np.ma.masked_invalid(np.asarray(grey, float))  # masks NaN and infinity
+    lowest = numbers.min()
+    span = numbers.max() - lowest or 1  # not 0
+    levels = 255 * (numbers - lowest) / span
+    return Image.fromarray(levels.filled(0).round().astype(np.uint8))
 
 
 def resize_over_white(image: Image.Image) -> Image.Image:
-    """Lay an image on white and resize it, one colour channel at a time, to save memory."""
+    """Lay a picture on white and resize it, one colour after another to save memory."""
     if image.mode != "RGBA":
         image = image.convert("RGBA")
-    opacity = image.getchannel("A")
     colours = []
     for name in "RGB":
         colour = Image.new("L", image.size, "white")
-        colour.paste(image.getchannel(name), mask=opacity)
+        colour.paste(image.getchannel(name), mask=image.getchannel("A"))
         colours.append(colour.resize(SIZE))
     return Image.merge("RGB", colours)

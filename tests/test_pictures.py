@@ -22,7 +22,7 @@ DARK16 = (RAMP8 * 25.7).astype(np.uint16)
 ODD = RAMP.astype(np.float32)
 ODD[0, :2] = np.nan
 ENDLESS = RAMP.astype(np.float32)
-ENDLESS[-1, -1] = np.inf
+ENDLESS[0, :2] = np.inf, -np.inf
 
 
 def saved(image, kind, **options):
@@ -51,6 +51,8 @@ def grey_pictures():
     yield pytest.param(big_endian, "TIFF", RAMP8, id="16-bit big-endian")
     for offset in (0, 2**30):
         yield pytest.param(Image.fromarray(RAMP32 - offset), "TIFF", RAMP8, id=f"32-bit -{offset}")
+    constant = Image.fromarray(np.full_like(RAMP16, 999))
+    yield pytest.param(constant, "PNG", RAMP8 * 0, id="constant 16-bit")
     small = Image.fromarray((RAMP * 1e-3 - 5).astype(np.float32))
     yield pytest.param(small, "TIFF", RAMP8, id="float of a small range")
     yield pytest.param(Image.fromarray(ODD), "TIFF", RAMP8, id="float with NaN")
