@@ -85,8 +85,8 @@ def test_many_pictures_one_of_them_bad(tmp_path):
     assert [line[:49] for line in done.stderr.splitlines()] == [
         "Visualize.py: error: cannot read picture 'cut.jpg': image"[:49],
         "Loading MobileNet ...",
-        "Drawing 'upright.png' into 'out/upright' ...",
         "Drawing 'turned.png' into 'out/turned' ...",
+        "Drawing 'upright.png' into 'out/upright' ...",
         "2 of 3 pictures drawn",
     ]
     files = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/*/*")}

@@ -113,12 +113,22 @@ def test_rectangular_maps_and_spare_places(tmp_path, shape):
     assert len(tiles_of(draw(tmp_path, fmap, scale="layer"), fmap)) == 5
 
 
-@pytest.mark.parametrize(("figsize", "zoom"), [((10, 10), 4), ((20, 30), 8), ((1, 1), 1)])
-def test_figsize_is_the_room_for_the_grid(tmp_path, figsize, zoom):
+@pytest.mark.parametrize(
+    ("figsize", "square", "zoom"),
+    [
+        ((10, 10), 12, 4),
+        ((10, 10), 11, 4),  # in 12 rows
+        ((20, 20), 12, 8),
+        ((20, 30), 12, 8),
+        ((20, 30), 11, 9),
+        ((30, 20), 11, 8),
+        ((1, 1), 12, 1),
+    ],
+)
+def test_figsize_is_the_room_for_the_grid(tmp_path, figsize, square, zoom):
     fmap = random_maps(28, 128)
-    for square in (12, 11):  # 11 makes 12 rows
-        path = draw(tmp_path, fmap, square, figsize=figsize)
-        assert tiles_of(path, fmap)[0].zoom == zoom
+    path = draw(tmp_path, fmap, square, figsize=figsize)
+    assert tiles_of(path, fmap)[0].zoom == zoom
 
 
 def maps_with_flat_channels(side):
