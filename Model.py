@@ -13,17 +13,17 @@ from PIL.ExifTags import Base
 # conv_dw_1, conv_pw_1, conv_dw_2, ..., conv_pw_13
 LAYERS = [f"conv_{kind}_{block}" for block in range(1, 14) for kind in ("dw", "pw")]
 
-# The steps of a layer, each with a name for its output.
+# The steps of a layer after which values can be taken, and what these are called.
 STEPS = {
     "conv": "convolution output",
     "bn": "batch-normalised",
     "relu": "activation after ReLU6",
 }
 
-SIZE = (224, 224)  # of the pictures that MobileNet is trained on
+SIZE = (224, 224)  # width and height of the network's input
 
 
-class Simple_Model:  # other scripts use this name and those of its methods
+class Simple_Model:  # other scripts use this class: keep its names
     """MobileNet v1 (https://arxiv.org/abs/1704.04861) with many layers as outputs."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Simple_Model:  # other scripts use this name and those of its methods
         `layers`: names from LAYERS, or conv1, the ordinary convolution before them.
 
         The attribute `values` says in words what the maps' values are. Raises OSError if the
-        weights cannot be loaded, ValueError if there is no such layer.
+        weights cannot be loaded, KeyError for an unknown step, ValueError for an unknown layer.
         """
         self.weights = weights
         self.after = after
@@ -57,9 +57,10 @@ class Simple_Model:  # other scripts use this name and those of its methods
         """Build one `keras.Model` that gives the maps of all layers in a single forward pass."""
         import keras  # here, so that importing this module does not take seconds
 
+        # Other settings, which people may have in ~/.keras/keras.json, would change the maps.
         config = keras.config
         settings = (config.image_data_format(), config.floatx(), config.dtype_policy().name)
-        if settings != ("channels_last", "float32", "float32"):  # others would change the maps
+        if settings != ("channels_last", "float32", "float32"):
             raise ValueError(f"Keras must be set to channels_last and float32, not to {settings}")
         try:
             network = keras.applications.MobileNet(
@@ -67,7 +68,7 @@ class Simple_Model:  # other scripts use this name and those of its methods
             )
         except Exception as error:  # the download, h5py and Keras raise all kinds
             raise OSError(f"cannot load weights {str(self.weights)!r}: {error}") from error
-        suffix = "" if self.after == "conv" else f"_{self.after}"  # Keras has conv_dw_1_bn
+        suffix = "" if self.after == "conv" else f"_{self.after}"  # as in conv_dw_1_relu
         outputs = {name: network.get_layer(name + suffix).output for name in self.output_layers}
         return keras.Model(network.input, outputs)
 
@@ -88,9 +89,9 @@ class Simple_Model:  # other scripts use this name and those of its methods
 
         pixels = np.asarray(picture, "float32")[np.newaxis]  # (1, 224, 224, 3), from 0 to 255
         pixels = keras.applications.mobilenet.preprocess_input(pixels)  # from -1 to 1
-        # predict_on_batch is twice as fast, but compiles first: too slow for up to five pictures.
+        # A plain call suits few pictures. predict_on_batch compiles first, then is twice as fast.
         self.pictures_seen += 1
-        run = self.model.predict_on_batch if self.pictures_seen > 5 else self.model
+        run = self.model if self.pictures_seen <= 5 else self.model.predict_on_batch
         maps = run(pixels)
         # Keras may give the maps in another order than output_layers.
         return {name: keras.ops.convert_to_numpy(maps[name]) for name in self.output_layers}
@@ -99,8 +100,9 @@ class Simple_Model:  # other scripts use this name and those of its methods
 def read_picture(img_path: str | os.PathLike | BinaryIO | Image.Image) -> Image.Image:
     """Read a picture as the network sees it: RGB, upright, on white, squeezed to 224×224.
 
-    In grey of more than 8 bits, the darkest pixel then becomes black, the brightest white. Colour
-    profiles are ignored. Raises OSError if the picture cannot be read.
+    In grey of more than 8 bits, the darkest of these pixels becomes black, the brightest white.
+    Ignored are colour profiles, and a transparent colour in RGB or grey (but not an alpha channel).
+    Raises OSError if the picture cannot be read.
     """
     try:
         if isinstance(img_path, Image.Image):
@@ -122,8 +124,8 @@ def prepare(image: Image.Image) -> Image.Image:
     else:  # RGBA, LA, P, CMYK, ...
         small = resize_over_white(image)
     picture = Image.new("RGB", SIZE)
-    picture.paste(small)  # the pixels only, without colour profile and EXIF data
-    # Turn it upright. With other EXIF data, if malformed, exif_transpose would fail.
+    picture.paste(small)  # without the colour profile, which a PNG would keep
+    # exif_transpose needs the orientation only, and fails if other EXIF data are malformed.
     exif = picture.getexif()
     exif[Base.Orientation] = image.getexif().get(Base.Orientation, 1)
     return ImageOps.exif_transpose(picture)
@@ -131,10 +133,9 @@ def prepare(image: Image.Image) -> Image.Image:
 
 def to_8_bits(grey: Image.Image) -> Image.Image:
     """Make the lowest number of a grey picture 0 (black), and the highest 255 (white)."""
-    numbers = np.ma.masked_invalid(np.asarray(grey, float))  # masks NaN and infinity
+    numbers = np.ma.masked_invalid(np.asarray(grey, float))  # without NaN and infinity
     lowest = numbers.min()
-    span = numbers.max() - lowest or 1  # not 0
-    levels = 255 * (numbers - lowest) / span
+    levels = 255 * (numbers - lowest) / (numbers.max() - lowest)
     return Image.fromarray(levels.filled(0).round().astype(np.uint8))
 
 

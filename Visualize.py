@@ -3,8 +3,7 @@
     values -> levels (palette indices) -> a tile for each channel -> a page of tiles -> a PNG file
 
 matplotlib gives the colours and a font. NumPy places the tiles: the 26 pages of a picture take 3.6
-seconds of CPU. With a matplotlib Figure for each, they take 10.7. Other scripts use `Visualize` and
-its methods: keep the names.
+seconds of CPU. With a matplotlib Figure for each, they take 10.7.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ from Model import LAYERS, STEPS, Simple_Model, read_picture
 #   239 to 255  greys from black to white, for frames and for letters with soft edges
 LEVELS = 239  # an odd number, so that a scale from -1 to 1 has a level for 0
 BLACK = LEVELS
-GREY = 249
+GREY = BLACK + 10
 WHITE = 255
 
-# Sizes in pixels.
-INCH = 144
+# Sizes in pixels
+PIXELS_PER_INCH = 144
 MARGIN = 17  # around a page
 TITLE_SIZE = 46  # of the font
 TEXT_SIZE = 28  # of the font
 FRAME_WIDTH = 1  # around a tile
-TILE_GAP = 2  # between frames
+TILE_GAP = 2  # between frames, at least
 
 
-class Visualize:
+class Visualize:  # other scripts use this class: keep its names
     """Pages of feature maps, saved as one PNG per layer."""
 
     def __init__(
@@ -66,13 +65,13 @@ class Visualize:
         `scale`: from which value to which the colormap goes.
             "channel": in each channel, from its lowest to its highest.
             "layer": from -m to m, or from 0 to m if no value is negative. m is the 99th
-                percentile of the magnitudes, without constant channels.
+                percentile of the magnitudes. Constant channels do not count.
             (low, high): from low to high.
         `cmap`: the name of a matplotlib colormap. None: the scale chooses one.
         `values`: what the values are, in words, such as "convolution output".
         `source`: the picture's name.
-        `figsize`: the room for all tiles together, (width, height) in inches of 144 pixels.
-        `layer_num`, `layer_type`: the layer, or the first one, of arrays that have no names.
+        `figsize`: the room for all tiles together, width and height in inches (144 pixels each).
+        `layer_num`, `layer_type`: the layer of an array without a name: conv_<type>_<num>.
         """
         self.output_dir = output_dir
         self.scale = scale
@@ -89,8 +88,8 @@ class Visualize:
         """Draw and save many layers; return the paths of their pages, in the same order.
 
         `feature_maps`: arrays by name, as `get_feature_map` gives them. A list of arrays gets the
-            names in LAYERS from conv_<layer_type>_<layer_num> on; ValueError if they are too few.
-        `labels`: the same for all pages, as in `proccess_each_feature_map`.
+            names in LAYERS from conv_<layer_type>_<layer_num> on; ValueError if it is too long.
+        `labels`: as for `proccess_each_feature_map`, and the same on each page.
         """
         if not isinstance(feature_maps, Mapping):
             first = LAYERS.index(f"conv_{self.layer_type}_{self.layer_num}")
@@ -113,28 +112,26 @@ class Visualize:
 
         `fmap`: an array of shape (1, H, W, C). Channel c is in row c // square, column c % square.
         `name`: of the layer. By default, conv_<layer_type>_<layer_num>.
-        `labels`: C texts or numbers to stand above the tiles, instead of the channels' numbers.
-
+        `labels`: C texts or numbers to stand above the tiles, in place of the channels' numbers.
         Raises ValueError if the shape or the number of labels is wrong or a value is not finite.
         """
         name = name or f"conv_{self.layer_type}_{self.layer_num}"
-        labels = np.asarray(labels)  # they may be a list or a tensor
+        labels = np.asarray(labels)  # given as a list or as a tensor
         maps = get_channels(name, fmap)
         scale = Scale(self.scale, maps)
         zoom = find_zoom(maps, square, self.figsize)
-        tiles = draw_tiles(scale.levels(maps), scale.crossed, zoom)
+        tiles = draw_tiles(scale.levels(), scale.crossed, zoom)
         if labels.size:
-            kind = "tile"  # its label may name something else than a channel
+            kind = "tiles"
             grid = draw_labelled(tiles, square, labels)
         else:
-            kind = "channel"
+            kind = "channels"
             grid = draw_numbered(tiles, square)
         height, width, channels = maps.shape
-        plural = "s" if channels > 1 else ""
         blocks = [
             draw_text(name, TITLE_SIZE),
-            draw_text(f"{self.values} · {channels} {kind}{plural} of {height}×{width}"),
-            draw_text(scale.describe(maps)),
+            draw_text(f"{self.values} · {channels} {kind} of {height}×{width}"),
+            draw_text(scale.describe()),
             draw_text(self.source),
             draw_text(" "),
             grid,
@@ -163,37 +160,40 @@ class Scale:
     """
 
     def __init__(self, choice: str | tuple[float, float], maps: Array) -> None:
+        self.maps = maps
         self.shared = choice != "channel"
         lowest = maps.min(axis=(0, 1))  # (C,)
         highest = maps.max(axis=(0, 1))
         ranges = highest - lowest
-        # A flat channel is constant: it varies by rounding errors, a millionth of other channels.
+        # Rounding errors make even constant channels vary, but by a millionth of others at most.
         flat = ranges <= 1e-6 * ranges.max()
-        self.crossed = flat & (not self.shared)  # on a shared scale, it has a colour
+        self.crossed = flat & (not self.shared)
         if choice == "channel":
             self.low = lowest
-            self.high = np.where(flat, lowest + 1, highest)  # no division by 0
+            self.high = np.where(flat, lowest + 1, highest)  # + 1: no division by 0
         elif choice == "layer":
             varied = maps if flat.all() else maps[..., ~flat]
-            sizes = np.abs(varied)
-            high = np.quantile(sizes, 0.99) or sizes.max()  # where 99 % of the values are 0
-            self.high = float(high) or 1.0  # where all are
+            magnitudes = np.abs(varied)
+            high = np.quantile(magnitudes, 0.99)
+            if high == 0:  # 99 % of the values are 0, or even all
+                high = magnitudes.max() or 1
+            self.high = float(high)
             self.low = -self.high if varied.min() < 0 else 0.0
         else:
             self.low, self.high = choice
 
-    def levels(self, maps: Array) -> Array:
+    def levels(self) -> Array:
         """Turn the values into levels; those beyond the ends get the first or the last."""
-        shares = (maps - self.low) / (self.high - self.low)  # 0 at the low end, 1 at the high
+        shares = (self.maps - self.low) / (self.high - self.low)  # 0 at the low end, 1 at the high
         return np.rint(shares.clip(0, 1) * (LEVELS - 1)).astype(np.uint8)
 
-    def describe(self, maps: Array) -> str:
+    def describe(self) -> str:
         """Say what the scale is, and how much it leaves out."""
         if not self.shared:
             count = self.crossed.sum()
             crossed = f" · {count} flat: crossed out" if count else ""
             return f"each tile over its own range{crossed}"
-        beyond = 100 * np.mean((maps < self.low) | (maps > self.high))
+        beyond = 100 * np.mean((self.maps < self.low) | (self.maps > self.high))
         ends = f"from {self.low:.4g} to {self.high:.4g}"
         return f"all tiles on one scale {ends} · {beyond:.3g}% of the values beyond"
 
@@ -205,13 +205,13 @@ class Scale:
 
 
 def find_zoom(maps: Array, columns: int, figsize: tuple[float, float]) -> int:
-    """Find how many pixels wide and high each value can be, so that all tiles fit into figsize."""
+    """Find the largest zoom (pixels for a value, each way) with which all tiles fit; at least 1."""
     height, width, channels = maps.shape
     rows = math.ceil(channels / columns)
     around = 2 * FRAME_WIDTH + TILE_GAP
-    across = (figsize[0] * INCH / columns - around) / width
-    down = (figsize[1] * INCH / rows - around) / height
-    return max(1, int(min(across, down)))
+    zoom_x = (figsize[0] * PIXELS_PER_INCH / columns - around) / width
+    zoom_y = (figsize[1] * PIXELS_PER_INCH / rows - around) / height
+    return max(1, int(min(zoom_x, zoom_y)))
 
 
 def draw_tiles(levels: Array, crossed: Array, zoom: int) -> Array:
@@ -288,7 +288,7 @@ def draw_text(text: str, size: int = TEXT_SIZE) -> Array:
     ascent, descent = font.getmetrics()
     width = math.ceil(font.getlength(text))
     line = Image.new("L", (width, ascent + descent), "white")
-    ImageDraw.Draw(line).text((0, 0), text, "black", font)
+    ImageDraw.Draw(line).text((0, 0), text, "black", font)  # in greys, from 0 to 255
     return np.interp(line, [0, 255], [BLACK, WHITE]).round().astype(np.uint8)
 
 
@@ -318,7 +318,7 @@ def apply_colormap(page: Array, cmap: str) -> Image.Image:
 
 def save_png(picture: Image.Image, path: Path, source: str) -> Path:
     """Save a picture, with its source in the PNG's metadata; return the path."""
-    if path.exists():  # never replace what was not saved here: it may be somebody's own
+    if path.exists():  # never replace a picture without a source, which is somebody's own
         with Image.open(path) as older:
             if "Source" not in older.info:
                 raise OSError(f"{str(path)!r} was not drawn here: choose another folder")
@@ -337,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         folders = plan_folders(args.image_path, Path(os.path.expanduser(args.output_dir)))
-        # What is printed, by Keras's download too, goes to standard error; with --quiet, nowhere.
+        # Messages, and those of Keras's download, go to standard error; with --quiet, nowhere.
         with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stderr):
             complete = draw_pictures(folders, args)
     except KeyboardInterrupt:
@@ -428,7 +428,7 @@ def draw_pictures(folders: Mapping[Path, str], args: argparse.Namespace) -> bool
 
 def load_tensorflow() -> None:
     """Import Keras, but hide what TensorFlow's native code logs to descriptor 2."""
-    stderr = os.dup(2)
+    saved = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # descriptor 2 leads nowhere
     try:
@@ -436,15 +436,14 @@ def load_tensorflow() -> None:
 
         keras.ops.zeros(1)  # a first operation, because it logs as well
     finally:
-        os.dup2(stderr, 2)  # and back
-        os.close(stderr)
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 if __name__ == "__main__":
     os.environ["KERAS_BACKEND"] = "tensorflow"  # for Keras, which is imported later
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # no GPU: the CPU takes 60 ms a picture
-    # Python would search TensorFlow's million objects for garbage, twice, for half a second each.
-    gc.disable()
+    gc.disable()  # to search TensorFlow's million objects for garbage takes half a second
     status = main()
-    gc.freeze()
+    gc.freeze()  # exempts them from the search at the exit
     sys.exit(status)

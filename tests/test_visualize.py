@@ -201,6 +201,15 @@ def test_a_scale_from_zero_for_a_layer_without_negative_values(tmp_path):
     assert_one_scale(path, fmap, 0, np.percentile(fmap.astype(float), 99))
 
 
+@pytest.mark.parametrize(("highest", "end"), [(0.5, 0.5), (0, 1)])
+def test_the_scale_of_a_layer_that_is_nearly_all_zeros(tmp_path, highest, end):
+    fmap = np.zeros((1, 20, 20, 1), np.float32)
+    fmap[0, 5, 5] = highest
+    path = draw(tmp_path, fmap, scale="layer")
+    words = f"all tiles on one scale from 0 to {end} · 0% of the values beyond"
+    assert_line(path, CAPTION, words)
+
+
 @pytest.mark.parametrize("ends", [(0, 6), [-9, 9]])
 def test_two_ends_as_a_scale(tmp_path, ends):
     fmap = random_maps()
@@ -259,16 +268,14 @@ def likeness(*pictures):
     return np.corrcoef(np.ravel(small[0]), np.ravel(small[1]))[0, 1]
 
 
-@pytest.mark.parametrize(("channels", "counted"), [(10, "10 channels"), (1, "1 channel")])
-def test_the_words_above_the_grid(tmp_path, channels, counted):
-    fmap = random_maps(14, channels)
-    path = draw(tmp_path, fmap, values="numbers", source="Vögel 鳥.jpg")
+def test_the_words_above_the_grid(tmp_path):
+    path = draw(tmp_path, random_maps(14, 10), values="numbers", source="Vögel 鳥.jpg")
     page = pixels_of(path)
     title = draw_text("layer", TITLE_SIZE)
     assert_only_text(page[: MARGIN + len(title)], "layer", TITLE_SIZE)
     corner = page[MARGIN : MARGIN + len(title), MARGIN : MARGIN + title.shape[1]]
     np.testing.assert_array_equal(corner, title)
-    assert_line(path, HEADING, f"numbers · {counted} of 14×14")
+    assert_line(path, HEADING, "numbers · 10 channels of 14×14")
     assert_line(path, CAPTION, "each tile over its own range")
     assert_line(path, SOURCE, "Vögel 鳥.jpg")
     assert_line(path, SOURCE + 1, "")
