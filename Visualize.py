@@ -165,7 +165,7 @@ class Scale:
         lowest = maps.min(axis=(0, 1))  # (C,)
         highest = maps.max(axis=(0, 1))
         ranges = highest - lowest
-        # Rounding errors make even constant channels vary, but by a millionth of others at most.
+        # Rounding errors make constant channels vary, too: at most a millionth of what others do.
         flat = ranges <= 1e-6 * ranges.max()
         self.crossed = flat & (not self.shared)
         if choice == "channel":
