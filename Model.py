@@ -23,7 +23,7 @@ STEPS = {
 SIZE = (224, 224)  # width and height of the network's input
 
 
-class Simple_Model:  # other scripts use this class: keep its names
+class Simple_Model:  # other scripts use it: keep the names of methods, arguments and attributes
     """MobileNet v1 (https://arxiv.org/abs/1704.04861) with many layers as outputs."""
 
     def __init__(
@@ -100,9 +100,9 @@ class Simple_Model:  # other scripts use this class: keep its names
 def read_picture(img_path: str | os.PathLike | BinaryIO | Image.Image) -> Image.Image:
     """Read a picture as the network sees it: RGB, upright, on white, squeezed to 224×224.
 
-    In grey of more than 8 bits, the darkest of these pixels becomes black, the brightest white.
-    Ignored are colour profiles, and a transparent colour in RGB or grey (but not an alpha channel).
-    Raises OSError if the picture cannot be read.
+    In grey of more than 8 bits, the darkest of the 224×224 pixels becomes black, the brightest
+    white. Colour profiles have no effect, nor has a colour that an RGB or grey picture declares
+    transparent. Raises OSError if the picture cannot be read.
     """
     try:
         if isinstance(img_path, Image.Image):
@@ -124,7 +124,7 @@ def prepare(image: Image.Image) -> Image.Image:
     else:  # RGBA, LA, P, CMYK, ...
         small = resize_over_white(image)
     picture = Image.new("RGB", SIZE)
-    picture.paste(small)  # without the colour profile, which a PNG would keep
+    picture.paste(small)  # the pixels, as RGB, but no colour profile, which would be saved, too
     # exif_transpose needs the orientation only, and fails if other EXIF data are malformed.
     exif = picture.getexif()
     exif[Base.Orientation] = image.getexif().get(Base.Orientation, 1)
@@ -133,9 +133,9 @@ def prepare(image: Image.Image) -> Image.Image:
 
 def to_8_bits(grey: Image.Image) -> Image.Image:
     """Make the lowest number of a grey picture 0 (black), and the highest 255 (white)."""
-    numbers = np.ma.masked_invalid(np.asarray(grey, float))  # without NaN and infinity
+    numbers = np.ma.masked_invalid(np.asarray(grey, float))  # masks NaN and infinity
     lowest = numbers.min()
-    levels = 255 * (numbers - lowest) / (numbers.max() - lowest)
+    levels = 255 * (numbers - lowest) / (numbers.max() - lowest)  # masks 0 / 0
     return Image.fromarray(levels.filled(0).round().astype(np.uint8))
 
 

@@ -46,7 +46,7 @@ FRAME_WIDTH = 1  # around a tile
 TILE_GAP = 2  # between frames, at least
 
 
-class Visualize:  # other scripts use this class: keep its names
+class Visualize:  # other scripts use it: keep the names of methods, arguments and attributes
     """Pages of feature maps, saved as one PNG per layer."""
 
     def __init__(
@@ -64,8 +64,8 @@ class Visualize:  # other scripts use this class: keep its names
 
         `scale`: from which value to which the colormap goes.
             "channel": in each channel, from its lowest to its highest.
-            "layer": from -m to m, or from 0 to m if no value is negative. m is the 99th
-                percentile of the magnitudes. Constant channels do not count.
+            "layer": m is the 99th percentile of the magnitudes; from -m to m, or from 0 to m if no
+                value is negative. Constant channels are left out of both.
             (low, high): from low to high.
         `cmap`: the name of a matplotlib colormap. None: the scale chooses one.
         `values`: what the values are, in words, such as "convolution output".
@@ -89,7 +89,7 @@ class Visualize:  # other scripts use this class: keep its names
 
         `feature_maps`: arrays by name, as `get_feature_map` gives them. A list of arrays gets the
             names in LAYERS from conv_<layer_type>_<layer_num> on; ValueError if it is too long.
-        `labels`: as for `proccess_each_feature_map`, and the same on each page.
+        `labels`: for each page, if all layers have as many channels as there are labels.
         """
         if not isinstance(feature_maps, Mapping):
             first = LAYERS.index(f"conv_{self.layer_type}_{self.layer_num}")
@@ -165,7 +165,7 @@ class Scale:
         lowest = maps.min(axis=(0, 1))  # (C,)
         highest = maps.max(axis=(0, 1))
         ranges = highest - lowest
-        # Rounding errors make constant channels vary, too: at most a millionth of what others do.
+        # A channel is flat if its range is at most a millionth of the widest one: rounding errors.
         flat = ranges <= 1e-6 * ranges.max()
         self.crossed = flat & (not self.shared)
         if choice == "channel":
@@ -318,12 +318,12 @@ def apply_colormap(page: Array, cmap: str) -> Image.Image:
 
 def save_png(picture: Image.Image, path: Path, source: str) -> Path:
     """Save a picture, with its source in the PNG's metadata; return the path."""
-    if path.exists():  # never replace a picture without a source, which is somebody's own
+    if path.exists():  # replace only what was saved here, with a source
         with Image.open(path) as older:
             if "Source" not in older.info:
                 raise OSError(f"{str(path)!r} was not drawn here: choose another folder")
     metadata = PngInfo()
-    # In a file's name, bytes that are not UTF-8 become question marks.
+    # The name of a file may have bytes that are not UTF-8: in a text, they become question marks.
     metadata.add_text("Source", source.encode(errors="replace").decode())
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
@@ -443,7 +443,7 @@ def load_tensorflow() -> None:
 if __name__ == "__main__":
     os.environ["KERAS_BACKEND"] = "tensorflow"  # for Keras, which is imported later
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # no GPU: the CPU takes 60 ms a picture
-    gc.disable()  # to search TensorFlow's million objects for garbage takes half a second
+    gc.disable()  # a search for garbage among TensorFlow's million objects takes half a second
     status = main()
-    gc.freeze()  # exempts them from the search at the exit
+    gc.freeze()  # keeps these objects out of the last search, at the exit
     sys.exit(status)
