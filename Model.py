@@ -19,7 +19,6 @@ STEPS = {
     "bn": "batch-normalised",
     "relu": "activation after ReLU6",
 }
-
 SIZE = (224, 224)  # width and height of the network's input
 
 

@@ -122,15 +122,16 @@ class Visualize:  # other scripts use it: keep the names of methods, arguments a
         zoom = find_zoom(maps, square, self.figsize)
         tiles = draw_tiles(scale.levels(), scale.crossed, zoom)
         if labels.size:
-            kind = "tiles"
+            kind = "tile"
             grid = draw_labelled(tiles, square, labels)
         else:
-            kind = "channels"
+            kind = "channel"
             grid = draw_numbered(tiles, square)
         height, width, channels = maps.shape
+        plural = "s" if channels > 1 else ""
         blocks = [
             draw_text(name, TITLE_SIZE),
-            draw_text(f"{self.values} · {channels} {kind} of {height}×{width}"),
+            draw_text(f"{self.values} · {channels} {kind}{plural} of {height}×{width}"),
             draw_text(scale.describe()),
             draw_text(self.source),
             draw_text(" "),

@@ -268,14 +268,16 @@ def likeness(*pictures):
     return np.corrcoef(np.ravel(small[0]), np.ravel(small[1]))[0, 1]
 
 
-def test_the_words_above_the_grid(tmp_path):
-    path = draw(tmp_path, random_maps(14, 10), values="numbers", source="Vögel 鳥.jpg")
+@pytest.mark.parametrize(("channels", "counted"), [(10, "10 channels"), (1, "1 channel")])
+def test_the_words_above_the_grid(tmp_path, channels, counted):
+    fmap = random_maps(14, channels)
+    path = draw(tmp_path, fmap, values="numbers", source="Vögel 鳥.jpg")
     page = pixels_of(path)
     title = draw_text("layer", TITLE_SIZE)
     assert_only_text(page[: MARGIN + len(title)], "layer", TITLE_SIZE)
     corner = page[MARGIN : MARGIN + len(title), MARGIN : MARGIN + title.shape[1]]
     np.testing.assert_array_equal(corner, title)
-    assert_line(path, HEADING, "numbers · 10 channels of 14×14")
+    assert_line(path, HEADING, f"numbers · {counted} of 14×14")
     assert_line(path, CAPTION, "each tile over its own range")
     assert_line(path, SOURCE, "Vögel 鳥.jpg")
     assert_line(path, SOURCE + 1, "")
