@@ -371,6 +371,11 @@ def test_odd_sources(tmp_path, source):
     assert_line(path, SOURCE, source)
 
 
+def test_a_source_whose_name_is_not_utf_8(tmp_path):
+    path = draw(tmp_path, random_maps(), source="V\udcf6gel.jpg")  # as Python reads b"V\xf6gel"
+    assert Image.open(path).text == {"Source": "V?gel.jpg"}
+
+
 def test_what_a_font_lacks_is_seen():
     assert (draw_text("鳥.jpg") != WHITE).sum() > (draw_text(".jpg") != WHITE).sum()
 
